@@ -1,0 +1,25 @@
+//! What do the parts call things?
+//!
+//! Plain serde types that every crate shares: names, sizes, machine specs, ownership records, operations and the
+//! numbers of a move. No I/O, no async, no clock; a type here must mean the same on every host.
+
+mod error;
+mod host;
+mod memory;
+mod moves;
+mod name;
+mod owner;
+mod size;
+mod spec;
+
+pub use error::{ApiError, ErrorCode};
+pub use host::{CpuModel, Host, HostCapacity, HostState, MachineState, MachineStatus};
+pub use memory::{GuestAddress, LayoutError, MemoryLayout, MemoryRegion, PAGE_SIZE, PageNumber};
+pub use moves::{
+    DigestReport, DowntimeReport, MoveId, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, PageCounts,
+    Prediction,
+};
+pub use name::{DatacenterName, HostName, MachineName, NameError};
+pub use owner::{Epoch, OwnerRecord, OwnerState};
+pub use size::{ByteSize, SizeError};
+pub use spec::{Backing, DirtySource, DiskSpec, MachineSpec, SpecError};

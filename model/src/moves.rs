@@ -1,0 +1,265 @@
+//! A move as the operator sees it: the request, its progress, and the report.
+
+use crate::{Epoch, HostName, MachineName};
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+/// Names one move for ever.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MoveId(String);
+
+impl MoveId {
+    /// `m-` and the number of the move in this controller, in a form that sorts.
+    #[must_use]
+    pub fn numbered(number: u64) -> Self {
+        Self(format!("m-{number:06}"))
+    }
+
+    /// The identifier as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for MoveId {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let valid = text.len() <= 40
+            && text.starts_with("m-")
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if valid { Ok(Self(text)) } else { Err(format!("move {text:?} is not valid: identifiers look like m-000001")) }
+    }
+}
+
+impl FromStr for MoveId {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::try_from(text.to_owned())
+    }
+}
+
+impl From<MoveId> for String {
+    fn from(id: MoveId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for MoveId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What the operator asks of one move.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MoveRequest {
+    /// The pause the guest may suffer, in ms. The engine switches over when it predicts less, and takes a longer pause back.
+    #[serde(default = "MoveRequest::default_downtime_ms_max")]
+    pub downtime_ms_max: u32,
+    /// Bytes per second on the wire at most; `None` for what the path gives.
+    #[serde(default)]
+    pub bandwidth_max: Option<u64>,
+    /// Compare a digest of all guest memory at both ends inside the pause.
+    #[serde(default)]
+    pub verify: bool,
+    /// Rounds after which a move that does not converge is given up.
+    #[serde(default = "MoveRequest::default_rounds_max")]
+    pub rounds_max: u32,
+}
+
+impl MoveRequest {
+    const fn default_downtime_ms_max() -> u32 {
+        300
+    }
+    const fn default_rounds_max() -> u32 {
+        60
+    }
+}
+
+impl Default for MoveRequest {
+    fn default() -> Self {
+        Self {
+            downtime_ms_max: Self::default_downtime_ms_max(),
+            bandwidth_max: None,
+            verify: false,
+            rounds_max: Self::default_rounds_max(),
+        }
+    }
+}
+
+/// How far a move is, for people. The state machines of the two ends have states of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MovePhase {
+    /// Accepted; the target host is being prepared.
+    Preparing,
+    /// Memory is being copied while the guest runs.
+    Copying,
+    /// The guest is paused; the last pages and the device state travel, the owner record decides.
+    SwitchingOver,
+    /// Over; the outcome says how.
+    Finished,
+}
+
+/// How a move ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "result")]
+pub enum MoveOutcome {
+    /// The target owns and runs the machine.
+    Moved,
+    /// Cancelled before switch-over; the machine runs on at the source.
+    Cancelled,
+    /// Failed before the point of no return, or reclaimed after it; the machine runs on at the source.
+    RolledBack {
+        /// Why.
+        reason: String,
+    },
+    /// The source was lost while the machine was still its own; nothing runs at the target.
+    SourceLost {
+        /// What is known.
+        reason: String,
+    },
+}
+
+/// Pages by how they travelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PageCounts {
+    /// All zero: a few bytes each.
+    pub zero: u64,
+    /// As they are.
+    pub raw: u64,
+    /// Compressed with LZ4.
+    pub lz4: u64,
+    /// Compressed with Zstandard.
+    pub zstd: u64,
+    /// Dirtied, but the same as last sent by content hash: not sent again.
+    pub unchanged: u64,
+}
+
+impl PageCounts {
+    /// All pages handled.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.zero + self.raw + self.lz4 + self.zstd + self.unchanged
+    }
+
+    /// Adds `other`.
+    pub const fn add(&mut self, other: &Self) {
+        let Self { zero, raw, lz4, zstd, unchanged } = other;
+        self.zero += *zero;
+        self.raw += *raw;
+        self.lz4 += *lz4;
+        self.zstd += *zstd;
+        self.unchanged += *unchanged;
+    }
+}
+
+/// One progress event. Every transition of the engine is one of these, with its numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MoveProgress {
+    /// Where the move is.
+    pub phase: MovePhase,
+    /// Copy round, from 1; 0 before the first.
+    pub round: u32,
+    /// Pages handled so far, all rounds.
+    pub pages: PageCounts,
+    /// Page payload bytes on the wire so far.
+    pub wire_bytes: u64,
+    /// Pages that are known to differ at the target now.
+    pub remaining_pages: u64,
+    /// Bytes per second over the last interval.
+    pub rate_bytes_per_s: u64,
+    /// Pages per second the guest dirties.
+    pub dirty_pages_per_s: u64,
+    /// Milliseconds until switch-over as predicted now; `None` while it does not converge.
+    pub eta_ms: Option<u64>,
+    /// Milliseconds since the move began.
+    pub elapsed_ms: u64,
+}
+
+/// What the engine foresaw just before it paused the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Prediction {
+    /// Whole move, in ms, as foreseen after the first round.
+    pub total_ms: f64,
+    /// Pause, in ms, as foreseen just before it.
+    pub downtime_ms: f64,
+}
+
+/// The pause, as each end measured it, in ms. The parts add up to the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct DowntimeReport {
+    /// Source clock: from the pause request until the target said it runs.
+    pub source_ms: f64,
+    /// Target clock: from the notice of the pause until vCPUs were let go.
+    pub target_ms: f64,
+    /// Stopping all vCPUs and devices.
+    pub pause_ms: f64,
+    /// Last dirty scan and last pages handed to the transport.
+    pub last_pages_ms: f64,
+    /// Saving device and vCPU state.
+    pub save_ms: f64,
+    /// On the way: from the offer until everything had arrived (source clock less the target's parts).
+    pub transfer_ms: f64,
+    /// Loading device and vCPU state.
+    pub load_ms: f64,
+    /// The compare-and-set of the owner record.
+    pub commit_ms: f64,
+    /// Letting vCPUs go.
+    pub resume_ms: f64,
+}
+
+/// Digests of all guest memory during the pause.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DigestReport {
+    /// xxh3-128 of all RAM, source, in hexadecimal.
+    pub source: String,
+    /// The same at the target.
+    pub target: String,
+}
+
+impl DigestReport {
+    /// Do both ends hold the same bytes?
+    #[must_use]
+    pub fn equal(&self) -> bool {
+        self.source == self.target
+    }
+}
+
+/// The report of a finished move.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MoveSummary {
+    /// The machine.
+    pub machine: MachineName,
+    /// Where it was.
+    pub source: HostName,
+    /// Where it was to go.
+    pub target: HostName,
+    /// How it ended.
+    pub outcome: MoveOutcome,
+    /// Epoch the machine runs with now.
+    pub epoch: Epoch,
+    /// From request to end, in ms, by the source's clock.
+    pub total_ms: f64,
+    /// The pause and its parts.
+    pub downtime: DowntimeReport,
+    /// What was foreseen.
+    pub predicted: Prediction,
+    /// Copy rounds while the guest ran.
+    pub rounds: u32,
+    /// Pages by kind.
+    pub pages: PageCounts,
+    /// Page payload and state bytes handed to the transport.
+    pub wire_bytes: u64,
+    /// Bytes in all UDP datagrams of the source, as QUIC counted them, retransmissions and acknowledgements included.
+    pub udp_bytes: u64,
+    /// CPU seconds the source process spent during the move.
+    pub source_cpu_s: f64,
+    /// CPU seconds the target process spent during the move.
+    pub target_cpu_s: f64,
+    /// With `verify`.
+    #[serde(default)]
+    pub digests: Option<DigestReport>,
+}

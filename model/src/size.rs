@@ -1,0 +1,117 @@
+//! Byte sizes as an operator writes them: `512M`, `1G`, `1.5GiB`, `4096`.
+
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+/// A number of bytes. In text and JSON, suffixes `K M G T` (optionally `iB`) are powers of 1024.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct ByteSize(pub u64);
+
+/// Why a size was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("size {0:?} is not valid: use a number with an optional suffix K, M, G or T, such as 512M")]
+pub struct SizeError(pub String);
+
+impl ByteSize {
+    /// `n` MiB.
+    #[must_use]
+    pub const fn mib(n: u64) -> Self {
+        Self(n << 20)
+    }
+
+    /// `n` GiB.
+    #[must_use]
+    pub const fn gib(n: u64) -> Self {
+        Self(n << 30)
+    }
+
+    /// The number of bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = SizeError;
+
+    fn from_str(text: &str) -> Result<Self, SizeError> {
+        let refused = || SizeError(text.to_owned());
+        let trimmed = text.trim();
+        let digits_end = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
+        let (number, suffix) = trimmed.split_at(digits_end);
+        let shift = match suffix.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 0,
+            "k" | "kib" => 10,
+            "m" | "mib" => 20,
+            "g" | "gib" => 30,
+            "t" | "tib" => 40,
+            _ => return Err(refused()),
+        };
+        if let Ok(whole) = number.parse::<u64>() {
+            return whole.checked_mul(1 << shift).map(Self).ok_or_else(refused);
+        }
+        let fraction: f64 = number.parse().map_err(|_| refused())?;
+        let bytes = fraction * (1u64 << shift) as f64;
+        if !(0.0..9.0e18).contains(&bytes) {
+            return Err(refused());
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "range checked above")]
+        Ok(Self(bytes as u64))
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+        for (shift, unit) in units {
+            if self.0 >= 1 << shift {
+                let text = if self.0.trailing_zeros() >= shift {
+                    format!("{} {unit}", self.0 >> shift)
+                } else {
+                    format!("{:.1} {unit}", self.0 as f64 / (1u64 << shift) as f64)
+                };
+                return f.pad(&text);
+            }
+        }
+        f.pad(&format!("{} B", self.0))
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        u64::deserialize(deserializer).map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suffixes_are_powers_of_1024() {
+        assert_eq!("512M".parse(), Ok(ByteSize::mib(512)));
+        assert_eq!("1.5GiB".parse(), Ok(ByteSize::mib(1536)));
+        assert_eq!("4096".parse(), Ok(ByteSize(4096)));
+    }
+
+    #[test]
+    fn nonsense_and_overflow_are_refused() {
+        for bad in ["", "x", "1Q", "-1", "99999999999T", "1.2.3M"] {
+            assert_eq!(bad.parse::<ByteSize>(), Err(SizeError(bad.to_owned())));
+        }
+    }
+
+    #[test]
+    fn shows_the_unit_a_person_would_use() {
+        assert_eq!(ByteSize::gib(1).to_string(), "1 GiB");
+        assert_eq!(ByteSize(1 << 20 | 1 << 19).to_string(), "1.5 MiB");
+        assert_eq!(ByteSize(12).to_string(), "12 B");
+    }
+}
