@@ -1,0 +1,19 @@
+//! How do two hosts talk safely and fast?
+//!
+//! QUIC sessions between machine processes: mutual TLS, a one-time ticket, negotiation, one control stream, bulk flows on
+//! connections of their own, and the page codec. The only crate that names quinn; those above see [`session`] and
+//! frames. It knows nothing of strategies, rounds or ownership.
+
+#![forbid(unsafe_code)]
+
+pub mod identity;
+pub mod pages;
+pub mod pki;
+mod principal;
+pub mod session;
+mod socket;
+mod tuning;
+
+pub use identity::{ExpectedPeer, Identity, IdentityError};
+pub use principal::{Principal, PrincipalError};
+pub use tuning::{IDLE_TIMEOUT, Tuning};

@@ -1,0 +1,126 @@
+//! The bytes of a frame.
+//!
+//! ```text
+//! 0       1       2       4           8           16          24
+//! | kind  | codec | runs  | payload   | sequence  | digest    | runs × 12 bytes | payload |
+//! ```
+//! Little-endian throughout. `kind` is data or mark; a mark has no runs and no payload, and carries a value for the
+//! layer above in `digest`. A run is the index of its first page (top bit: all zero) and a count.
+
+use super::{chooser::Codec, decode::FrameError, hash::PAGE_BYTES};
+
+/// Most pages whose bytes one frame carries: a batch of 256 KiB.
+pub const BATCH_PAGES_MAX: usize = 64;
+/// Most payload bytes before compression.
+pub const BATCH_BYTES_MAX: usize = BATCH_PAGES_MAX * PAGE_BYTES;
+/// Most runs in a frame. A batch of scattered pages, and as many zero runs between them.
+pub(super) const RUNS_MAX: usize = 2 * BATCH_PAGES_MAX;
+pub(super) const HEADER_BYTES: usize = 24;
+pub(super) const RUN_BYTES: usize = 12;
+/// Compression may expand hopeless input a little; the encoder falls back to raw, so a peer never needs more.
+pub(super) const PAYLOAD_BYTES_MAX: usize = BATCH_BYTES_MAX;
+
+const ZERO_BIT: u64 = 1 << 63;
+const KIND_DATA: u8 = 1;
+const KIND_MARK: u8 = 2;
+
+/// What a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Pages.
+    Data,
+    /// A point in the stream that means something to the layer above.
+    Mark,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) kind: Kind,
+    pub(super) codec: Codec,
+    pub(super) runs: u16,
+    pub(super) payload_bytes: u32,
+    /// Position of the frame in its flow, from 0: a lost or repeated frame is noticed.
+    pub(super) sequence: u64,
+    /// Data: hash of the page hashes. Mark: the mark's value.
+    pub(super) digest: u64,
+}
+
+impl Header {
+    pub(super) fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0] = match self.kind {
+            Kind::Data => KIND_DATA,
+            Kind::Mark => KIND_MARK,
+        };
+        bytes[1] = self.codec.to_wire();
+        bytes[2..4].copy_from_slice(&self.runs.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.payload_bytes.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.sequence.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.digest.to_le_bytes());
+        bytes
+    }
+
+    /// Parses and checks everything that needs no other bytes.
+    pub(super) fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Self, FrameError> {
+        let [kind, codec, r0, r1, p0, p1, p2, p3, rest @ ..] = *bytes;
+        let (sequence, digest) = rest.split_at(8);
+        let kind = match kind {
+            KIND_DATA => Kind::Data,
+            KIND_MARK => Kind::Mark,
+            other => return Err(FrameError::Kind(other)),
+        };
+        let header = Self {
+            kind,
+            codec: Codec::from_wire(codec).ok_or(FrameError::Codec(codec))?,
+            runs: u16::from_le_bytes([r0, r1]),
+            payload_bytes: u32::from_le_bytes([p0, p1, p2, p3]),
+            sequence: u64_of(sequence),
+            digest: u64_of(digest),
+        };
+        let runs = usize::from(header.runs);
+        let payload = header.payload_bytes as usize;
+        match header.kind {
+            Kind::Data if runs == 0 || runs > RUNS_MAX => Err(FrameError::Runs(runs)),
+            Kind::Data if payload > PAYLOAD_BYTES_MAX => Err(FrameError::PayloadLength(payload)),
+            Kind::Mark if runs != 0 || payload != 0 => Err(FrameError::Runs(runs)),
+            Kind::Data | Kind::Mark => Ok(header),
+        }
+    }
+}
+
+/// Consecutive pages, by index in the layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) first: u64,
+    pub(super) pages: u32,
+    pub(super) zero: bool,
+}
+
+impl Run {
+    pub(super) fn to_bytes(self) -> [u8; RUN_BYTES] {
+        let mut bytes = [0; RUN_BYTES];
+        let first = if self.zero { self.first | ZERO_BIT } else { self.first };
+        bytes[..8].copy_from_slice(&first.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.pages.to_le_bytes());
+        bytes
+    }
+
+    /// Parses one run and checks it against the machine's size.
+    pub(super) fn parse(bytes: &[u8; RUN_BYTES], total_pages: u64) -> Result<Self, FrameError> {
+        let (first, pages) = bytes.split_at(8);
+        let first = u64_of(first);
+        let pages = u32::from_le_bytes([pages[0], pages[1], pages[2], pages[3]]);
+        let run = Self { first: first & !ZERO_BIT, pages, zero: first & ZERO_BIT != 0 };
+        let inside = run.first.checked_add(u64::from(pages)).is_some_and(|end| end <= total_pages);
+        if pages == 0 || !inside {
+            return Err(FrameError::OutOfRange { first: run.first, pages: u64::from(pages), total_pages });
+        }
+        Ok(run)
+    }
+}
+
+fn u64_of(bytes: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(bytes);
+    u64::from_le_bytes(word)
+}

@@ -1,0 +1,110 @@
+//! Bulk flows: one connection, one stream, page frames in order.
+
+use super::SessionError;
+use crate::pages::{FrameDecoder, PageSink, WireCost};
+use bytes::Bytes;
+use std::{sync::Arc, time::Instant};
+use tokio::sync::mpsc;
+
+/// Batches between the encoding thread and the connection. Enough to keep the connection busy while the next batch is
+/// made, few enough that a pause is not spent waiting for a backlog.
+const QUEUE_FRAMES: usize = 8;
+/// Packets' worth of data taken at a time at the target.
+const READ_CHUNKS: usize = 64;
+
+/// The source's end of a flow: a bounded queue into a task that writes. Back-pressure reaches the encoding thread by its
+/// blocking on the queue.
+#[derive(Debug)]
+pub struct FlowSender {
+    queue: mpsc::Sender<Bytes>,
+    writer: tokio::task::JoinHandle<Result<(), SessionError>>,
+}
+
+impl FlowSender {
+    pub(super) fn start(mut stream: quinn::SendStream, wire: Arc<WireCost>) -> Self {
+        let (queue, mut frames) = mpsc::channel::<Bytes>(QUEUE_FRAMES);
+        let writer = tokio::spawn(async move {
+            while let Some(frame) = frames.recv().await {
+                let bytes = frame.len() as u64;
+                let start = Instant::now();
+                stream.write_chunk(frame).await?;
+                // Small frames say more about scheduling than about the link.
+                if bytes >= 16 << 10 {
+                    wire.record(bytes, u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
+                }
+            }
+            let _ = stream.finish();
+            Ok(())
+        });
+        Self { queue, writer }
+    }
+
+    /// Hands bytes to the flow from an ordinary thread, waiting while the queue is full.
+    ///
+    /// # Errors
+    /// [`SessionError::Lost`] when the flow's connection is gone.
+    pub fn send_blocking(&self, bytes: Bytes) -> Result<(), SessionError> {
+        self.queue.blocking_send(bytes).map_err(|_| SessionError::Lost("a page flow ended".to_owned()))
+    }
+
+    /// Ends the flow and waits until the transport has taken everything.
+    ///
+    /// # Errors
+    /// What ended the flow early.
+    pub async fn finish(self) -> Result<(), SessionError> {
+        drop(self.queue);
+        self.writer.await.map_err(|error| SessionError::Lost(error.to_string()))?
+    }
+}
+
+/// The target's end of a flow.
+#[derive(Debug)]
+pub struct FlowReceiver {
+    pub(super) stream: quinn::RecvStream,
+}
+
+impl FlowReceiver {
+    /// Decodes the flow into `sink` until its end; `on_mark` hears every mark in order. Returns the pages placed.
+    ///
+    /// # Errors
+    /// [`SessionError::Frame`] on anything malformed, [`SessionError::Lost`] when the connection breaks or the stream
+    /// ends inside a frame.
+    pub async fn run<S: PageSink + ?Sized>(
+        mut self,
+        mut decoder: FrameDecoder,
+        sink: &S,
+        mut on_mark: impl FnMut(u64) + Send,
+    ) -> Result<u64, SessionError>
+    where
+        for<'a> &'a S: Send,
+    {
+        let adapter = Borrowed(sink);
+        let mut chunks: [Bytes; READ_CHUNKS] = std::array::from_fn(|_| Bytes::new());
+        while let Some(count) =
+            self.stream.read_chunks(&mut chunks).await.map_err(|error| SessionError::Lost(error.to_string()))?
+        {
+            for chunk in &mut chunks[..count] {
+                decoder.feed(&std::mem::take(chunk), &adapter, &mut on_mark)?;
+            }
+        }
+        if !decoder.is_idle() {
+            return Err(SessionError::Lost("a page flow ended inside a frame".to_owned()));
+        }
+        Ok(decoder.pages())
+    }
+}
+
+/// Lends an unsized sink where a `dyn PageSink` is asked for.
+struct Borrowed<'a, S: ?Sized>(&'a S);
+
+impl<S: PageSink + ?Sized> PageSink for Borrowed<'_, S> {
+    fn total_pages(&self) -> u64 {
+        self.0.total_pages()
+    }
+    fn with_pages(&self, first: u64, pages: u64, use_bytes: &mut dyn FnMut(&mut [u8])) {
+        self.0.with_pages(first, pages, use_bytes);
+    }
+    fn zero_pages(&self, first: u64, pages: u64) {
+        self.0.zero_pages(first, pages);
+    }
+}

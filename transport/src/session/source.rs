@@ -1,0 +1,155 @@
+//! Opening a session: the source's side.
+
+use super::{
+    ALPN, ControlReceiver, ControlSender, ESTABLISH_TIMEOUT, FlowSender, Hello, Lane, MoveTicket, Opening,
+    SessionError, Welcome, WireError, control,
+};
+use crate::{ExpectedPeer, Identity, pages::WireCost, socket, tuning::Tuning};
+use quinn::crypto::rustls::QuicClientConfig;
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+/// Whom to reach, as whom, and how.
+#[derive(Debug)]
+pub struct ConnectOptions<'a> {
+    /// The target's UDP address.
+    pub address: SocketAddr,
+    /// Local address to send from; `None` lets the kernel choose.
+    pub local: Option<IpAddr>,
+    /// Our certificate.
+    pub identity: &'a Identity,
+    /// The host that must answer.
+    pub expected: ExpectedPeer,
+    /// Of this move.
+    pub ticket: &'a MoveTicket,
+    /// How to use the path.
+    pub tuning: Tuning,
+}
+
+/// An open session at the source.
+#[derive(Debug)]
+pub struct SourceSession {
+    /// Messages to the target.
+    pub sender: ControlSender,
+    /// Messages from the target.
+    pub receiver: ControlReceiver,
+    /// Bulk flows.
+    pub flows: Vec<FlowSender>,
+    /// What was agreed.
+    pub welcome: Welcome,
+    /// What a byte costs on the wire, as all flows measure it.
+    pub wire: Arc<WireCost>,
+    /// Counters of all connections.
+    pub stats: PathStats,
+}
+
+/// Reads the counters of a session's connections, and closes them.
+#[derive(Debug, Clone)]
+pub struct PathStats {
+    connections: Vec<quinn::Connection>,
+}
+
+impl PathStats {
+    /// Bytes in UDP datagrams sent, by all connections.
+    #[must_use]
+    pub fn udp_bytes_sent(&self) -> u64 {
+        self.connections.iter().map(|connection| connection.stats().udp_tx.bytes).sum()
+    }
+
+    /// Packets QUIC declared lost.
+    #[must_use]
+    pub fn packets_lost(&self) -> u64 {
+        self.connections.iter().map(|connection| connection.stats().path.lost_packets).sum()
+    }
+
+    /// Round-trip time of the control connection.
+    #[must_use]
+    pub fn rtt(&self) -> Duration {
+        self.connections.first().map_or(Duration::ZERO, quinn::Connection::rtt)
+    }
+
+    /// Largest UDP payload in use, in bytes.
+    #[must_use]
+    pub fn mtu(&self) -> u16 {
+        self.connections.iter().map(|connection| connection.stats().path.current_mtu).max().unwrap_or(0)
+    }
+
+    /// Closes every connection now; the peer hears `reason`.
+    pub fn close(&self, reason: &str) {
+        for connection in &self.connections {
+            connection.close(0u32.into(), reason.as_bytes());
+        }
+    }
+}
+
+impl SourceSession {
+    /// Connects, negotiates, and opens the flows that were agreed.
+    ///
+    /// # Errors
+    /// [`SessionError::Refused`] carries the target's reason; the others say what failed on the way.
+    pub async fn connect(options: ConnectOptions<'_>, hello: &Hello) -> Result<Self, SessionError> {
+        tokio::time::timeout(ESTABLISH_TIMEOUT, Self::establish(&options, hello))
+            .await
+            .unwrap_or(Err(SessionError::Timeout(ESTABLISH_TIMEOUT)))
+    }
+
+    async fn establish(options: &ConnectOptions<'_>, hello: &Hello) -> Result<Self, SessionError> {
+        let mut tls = options.identity.client_config(options.expected.clone())?;
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let crypto = QuicClientConfig::try_from(tls).map_err(|error| SessionError::Setup(error.to_string()))?;
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(options.tuning.transport());
+
+        let control_connection = dial(options, &config).await?;
+        let (mut send, mut receive) = control_connection.open_bi().await?;
+        let opening = |lane| Opening { ticket: *options.ticket.as_bytes(), lane };
+        control::write_message(&mut send, &opening(Lane::Control)).await?;
+        control::write_message(&mut send, hello).await?;
+        let answer: Option<Result<Welcome, WireError>> = control::read_message(&mut receive).await?;
+        let welcome = answer
+            .ok_or_else(|| SessionError::Protocol("the target ended the stream without an answer".to_owned()))?
+            .map_err(SessionError::Refused)?;
+        if welcome.flows == 0 || welcome.flows > hello.flows {
+            return Err(SessionError::Protocol(format!("the target asks for {} flows", welcome.flows)));
+        }
+
+        let wire = Arc::new(WireCost::default());
+        let mut flows = Vec::new();
+        let mut connections = vec![control_connection.clone()];
+        for flow in 0..welcome.flows {
+            let connection = dial(options, &config).await?;
+            let mut stream = connection.open_uni().await?;
+            control::write_message(&mut stream, &opening(Lane::Flow(flow))).await?;
+            flows.push(FlowSender::start(stream, Arc::clone(&wire)));
+            connections.push(connection);
+        }
+        let (sender, receiver) = control::pair(&control_connection, send, receive);
+        Ok(Self { sender, receiver, flows, welcome, wire, stats: PathStats { connections } })
+    }
+}
+
+/// One connection on a socket of its own, so that flows do not share an endpoint's lock and send queue.
+async fn dial(options: &ConnectOptions<'_>, config: &quinn::ClientConfig) -> Result<quinn::Connection, SessionError> {
+    let any = match options.address {
+        SocketAddr::V4(_) => IpAddr::from([0; 4]),
+        SocketAddr::V6(_) => IpAddr::from([0; 16]),
+    };
+    let socket = UdpSocket::bind((options.local.unwrap_or(any), 0))?;
+    let mut endpoint = quinn::Endpoint::new_with_abstract_socket(
+        options.tuning.endpoint(),
+        None,
+        socket::wrap(socket)?,
+        Arc::new(quinn::TokioRuntime),
+    )?;
+    endpoint.set_default_client_config(config.clone());
+    let failed = |reason: String| SessionError::Connect { address: options.address, reason };
+    // The name is not used: the peer is known by its principal. SNI must hold something that looks like a host name.
+    endpoint
+        .connect(options.address, "vmotion")
+        .map_err(|error| failed(error.to_string()))?
+        .await
+        .map_err(|error| failed(error.to_string()))
+}

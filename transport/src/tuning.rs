@@ -1,0 +1,67 @@
+//! quinn's knobs for moving gigabytes, in one place.
+
+use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt, congestion};
+use std::{sync::Arc, time::Duration};
+
+/// How a session uses its path.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tuning {
+    /// Bulk connections, each with a socket and an encoding thread of its own at the source. More than one pays when one
+    /// processor's work is the limit.
+    pub flows: u8,
+    /// Bytes a flow may have in flight: twice bandwidth × round-trip time, or memory lies idle. 32 MiB fills 10 Gbit/s
+    /// up to 12 ms, 1 Gbit/s up to 120 ms.
+    pub window_bytes: u32,
+    /// Largest UDP payload to look for, in bytes. Jumbo frames halve the cost of a byte where the path has them; path
+    /// MTU discovery finds out, and falls back.
+    pub mtu_max: u16,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { flows: 2, window_bytes: 32 << 20, mtu_max: 8952 }
+    }
+}
+
+/// Silence after which a peer counts as lost.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// In bytes. Bulk data comes in bursts of a whole window; a small socket buffer would drop them.
+pub(crate) const SOCKET_BUFFER_BYTES: usize = 16 << 20;
+
+impl Tuning {
+    /// Most flows a peer may ask for.
+    pub const FLOWS_MAX: u8 = 8;
+
+    pub(crate) fn transport(&self) -> Arc<TransportConfig> {
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(self.mtu_max);
+        let mut cubic = congestion::CubicConfig::default();
+        cubic.initial_window(256 << 10);
+        // Fewer acknowledgements: each costs both ends a packet, and bulk data needs only a few per round trip.
+        let mut acks = AckFrequencyConfig::default();
+        acks.ack_eliciting_threshold(VarInt::from_u32(10)).max_ack_delay(Some(Duration::from_millis(5)));
+        let mut config = TransportConfig::default();
+        config
+            .stream_receive_window(VarInt::from_u32(self.window_bytes))
+            .receive_window(VarInt::from_u32(self.window_bytes.saturating_mul(2).min(1 << 30)))
+            .send_window(u64::from(self.window_bytes))
+            .max_concurrent_bidi_streams(VarInt::from_u32(4))
+            .max_concurrent_uni_streams(VarInt::from_u32(16))
+            .datagram_receive_buffer_size(None)
+            .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
+            .keep_alive_interval(Some(KEEP_ALIVE))
+            .initial_rtt(Duration::from_millis(100))
+            .mtu_discovery_config(Some(discovery))
+            .ack_frequency_config(Some(acks))
+            .congestion_controller_factory(Arc::new(cubic));
+        Arc::new(config)
+    }
+
+    pub(crate) fn endpoint(&self) -> EndpointConfig {
+        let mut config = EndpointConfig::default();
+        // Without this a peer may never send more than 1472 bytes to us. The value is a constant within quinn's limits.
+        let _ = config.max_udp_payload_size(self.mtu_max.max(1472));
+        config
+    }
+}
