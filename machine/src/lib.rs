@@ -1,0 +1,1 @@
+//! What is a virtual machine? It does not know that migration exists.

@@ -1,0 +1,54 @@
+//! A second mapping of a vCPU's `kvm_run` page, of which only `immediate_exit` is touched: it lets another thread make
+//! the next `KVM_RUN` return `EINTR` before it enters the guest, without sharing the vCPU itself.
+
+use super::{PAGE_BYTES, borrow};
+use kvm_bindings::kvm_run;
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// Sets and clears `kvm_run.immediate_exit` of one vCPU.
+#[derive(Debug)]
+pub struct ImmediateExit {
+    page: NonNull<u8>,
+}
+
+// SAFETY: only one byte of the page is accessed, and only atomically.
+unsafe impl Send for ImmediateExit {}
+// SAFETY: as above; concurrent atomic stores are fine.
+unsafe impl Sync for ImmediateExit {}
+
+impl ImmediateExit {
+    /// Maps the first page of `vcpu`'s `kvm_run`.
+    ///
+    /// # Errors
+    /// What `mmap` says.
+    pub fn map(vcpu: &impl AsRawFd) -> io::Result<Self> {
+        let flags = rustix::mm::MapFlags::SHARED;
+        let protection = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
+        let bytes = PAGE_BYTES;
+        // SAFETY: a new shared mapping at an address of the kernel's choice, overlapping nothing of ours.
+        let address = unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, flags, borrow(vcpu), 0) }?;
+        let page = NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
+        Ok(Self { page })
+    }
+
+    /// While `on`, every `KVM_RUN` finishes pending I/O and returns `EINTR` instead of entering the guest.
+    pub fn set(&self, on: bool) {
+        // SAFETY: the offset is within the first page, which is mapped.
+        let address = unsafe { self.page.add(offset_of!(kvm_run, immediate_exit)) };
+        // SAFETY: the byte lives as long as the mapping; the kernel reads it once per `KVM_RUN`.
+        let flag = unsafe { AtomicU8::from_ptr(address.as_ptr()) };
+        flag.store(u8::from(on), Ordering::SeqCst);
+    }
+}
+
+impl Drop for ImmediateExit {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `map` with this length, and no reference into it outlives `self`.
+        let result = unsafe { rustix::mm::munmap(self.page.as_ptr().cast(), PAGE_BYTES) };
+        debug_assert!(result.is_ok(), "munmap of kvm_run failed: {result:?}");
+    }
+}
