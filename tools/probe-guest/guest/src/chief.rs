@@ -160,6 +160,8 @@ impl Chief {
                 line.push(&word[..word.len().min(200)]);
                 line.push(b"\n");
                 serial.queue(line.as_bytes());
+            } else if input == b"fault" {
+                power::fault();
             }
         });
         for mailbox in &MAILBOXES[..self.plan.cpus] {

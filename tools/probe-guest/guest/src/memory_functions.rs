@@ -47,11 +47,13 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, bytes: usize) -> *mut
 /// As C's `memcmp`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, bytes: usize) -> i32 {
+    let byte = |base: *const u8, offset| {
+        let at = base.wrapping_add(offset);
+        // SAFETY: within the valid range, by contract. Volatile, so that this loop is not made a call to itself.
+        unsafe { at.read_volatile() }
+    };
     for offset in 0..bytes {
-        // SAFETY: within the valid range, by contract.
-        let a = unsafe { left.add(offset).read_volatile() };
-        // SAFETY: as above.
-        let b = unsafe { right.add(offset).read_volatile() };
+        let (a, b) = (byte(left, offset), byte(right, offset));
         if a != b {
             return i32::from(a) - i32::from(b);
         }

@@ -18,6 +18,13 @@ pub fn off(poweroff: Option<(u16, u8)>) -> ! {
     boot::triple_fault()
 }
 
+/// Reads an address no page table entry maps, so that the crash report itself can be tested.
+pub fn fault() {
+    let unmapped: *const u8 = core::ptr::with_exposed_provenance(1 << 45);
+    // SAFETY: the read faults, and the fault handler never returns here.
+    core::hint::black_box(unsafe { unmapped.read_volatile() });
+}
+
 /// Says a last word in vCPU `cpu`'s name and halts it.
 fn last_words(cpu: usize, line: &Line) -> ! {
     if cpu == 0 {
