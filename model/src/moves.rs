@@ -203,6 +203,8 @@ pub struct DowntimeReport {
     pub save_ms: f64,
     /// On the way: from the offer until everything had arrived (source clock less the target's parts).
     pub transfer_ms: f64,
+    /// Comparing digests of all memory at the target; 0 without `verify`.
+    pub digest_ms: f64,
     /// Loading device and vCPU state.
     pub load_ms: f64,
     /// The compare-and-set of the owner record.

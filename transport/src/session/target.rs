@@ -30,8 +30,7 @@ pub struct TargetListener {
 pub struct TargetSession {
     /// Messages to the source.
     pub sender: ControlSender,
-    /// Messages from the source.
-    pub receiver: ControlReceiver,
+    receiver: Option<ControlReceiver>,
     /// Bulk flows.
     pub flows: Vec<FlowReceiver>,
     /// What the source said of itself.
@@ -42,6 +41,11 @@ pub struct TargetSession {
 }
 
 impl TargetSession {
+    /// Messages from the source; once.
+    pub const fn take_receiver(&mut self) -> Option<ControlReceiver> {
+        self.receiver.take()
+    }
+
     /// Closes every connection now; the peer hears `reason`.
     pub fn close(&self, reason: &str) {
         for connection in &self.connections {
@@ -107,7 +111,7 @@ impl TargetListener {
             result.unwrap_or(Err(SessionError::Timeout(patience)))?;
         connections.push(connection.clone());
         let (sender, receiver) = control::pair(&connection, send, receive);
-        Ok(TargetSession { sender, receiver, flows, hello, connections, endpoint: self.endpoint })
+        Ok(TargetSession { sender, receiver: Some(receiver), flows, hello, connections, endpoint: self.endpoint })
     }
 }
 

@@ -114,8 +114,9 @@ async fn pages_messages_and_state_cross_a_session() {
         for flow in flows {
             pages += flow.await.unwrap();
         }
-        let state = session.receiver.state_receiver().receive().await.unwrap();
-        let question: Option<String> = session.receiver.receive().await.unwrap();
+        let mut receiver = session.take_receiver().unwrap();
+        let state = receiver.state_receiver().receive().await.unwrap();
+        let question: Option<String> = receiver.receive().await.unwrap();
         session.sender.send(&question.unwrap().len()).await.unwrap();
         session.sender.finish(Duration::from_secs(1)).await;
         let bytes = memory.0.lock().unwrap().clone();

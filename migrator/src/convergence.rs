@@ -1,0 +1,222 @@
+//! When to stop copying rounds: the stop rule, pure.
+//!
+//! Each round sends what was dirtied during the one before. With a guest that writes slower than the path carries, what
+//! remains shrinks geometrically to a floor set by the fixed cost of a round. The pause is taken at that floor (a local
+//! minimum of what remains), provided the pause it predicts is within the limit. A guest for which the prediction never
+//! comes within the limit is given up with numbers, not after an eternity.
+
+use std::time::Duration;
+
+/// What a round did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RoundReport {
+    /// Pages handled, sent or not.
+    pub pages: u64,
+    /// Time from the first page read to the last one in the target's memory.
+    pub duration: Duration,
+    /// Pages dirtied meanwhile: what remains.
+    pub remaining_pages: u64,
+    /// Round-trip time of the path.
+    pub rtt: Duration,
+}
+
+/// What to do after a round.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// Another round pays.
+    NextRound,
+    /// Pause now.
+    SwitchOver {
+        /// Pause foreseen, in ms.
+        predicted_ms: f64,
+    },
+    /// It will not converge; the text has the numbers.
+    GiveUp(String),
+}
+
+/// The stop rule and its memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Convergence {
+    downtime_ms_max: f64,
+    rounds_max: u32,
+    rounds: u32,
+    /// Pages per ms, the best estimate of what the path and both ends carry.
+    pages_per_ms: Option<f64>,
+    remaining_before: Option<u64>,
+    stalled_rounds: u32,
+    predicted_total_ms: Option<f64>,
+    elapsed_ms: f64,
+}
+
+/// Pausing, saving, loading, committing, resuming: what a pause costs without any page. Measured; see BENCHMARKS.md.
+const PAUSE_FIXED_MS: f64 = 3.0;
+/// A remainder that takes less than this is not worth another round.
+const NEGLIGIBLE_MS: f64 = 0.5;
+/// Another round must bring what remains below this part of what it was.
+const PAYING_RATIO: f64 = 0.8;
+/// Rounds without progress and outside the limit before giving up.
+const STALLED_ROUNDS_MAX: u32 = 6;
+/// Rounds smaller than this say more about fixed costs than about the path.
+const PAGES_FOR_RATE: u64 = 1024;
+
+impl Convergence {
+    /// A rule for pauses of at most `downtime_ms_max` ms, and `rounds_max` rounds.
+    #[must_use]
+    pub fn new(downtime_ms_max: u32, rounds_max: u32) -> Self {
+        Self {
+            downtime_ms_max: f64::from(downtime_ms_max),
+            rounds_max,
+            rounds: 0,
+            pages_per_ms: None,
+            remaining_before: None,
+            stalled_rounds: 0,
+            predicted_total_ms: None,
+            elapsed_ms: 0.0,
+        }
+    }
+
+    /// The longest pause allowed, in ms.
+    #[must_use]
+    pub const fn downtime_ms_max(&self) -> f64 {
+        self.downtime_ms_max
+    }
+
+    /// The pause foreseen when `pages` remain, in ms.
+    #[must_use]
+    pub fn predict_pause_ms(&self, pages: u64, rtt: Duration) -> f64 {
+        let copying = self.pages_per_ms.map_or(0.0, |rate| pages as f64 / rate);
+        // Pages and offer go out together; the answer comes back once.
+        copying + rtt.as_secs_f64() * 1000.0 + PAUSE_FIXED_MS
+    }
+
+    /// The whole move as foreseen after its first round, in ms.
+    #[must_use]
+    pub const fn predicted_total_ms(&self) -> Option<f64> {
+        self.predicted_total_ms
+    }
+
+    /// Takes a round into account and decides.
+    pub fn after_round(&mut self, round: &RoundReport) -> Decision {
+        self.rounds += 1;
+        let ms = (round.duration.as_secs_f64() * 1000.0).max(0.001);
+        self.elapsed_ms += ms;
+        if round.pages > 0 && (round.pages >= PAGES_FOR_RATE || self.pages_per_ms.is_none()) {
+            let sample = round.pages as f64 / ms;
+            self.pages_per_ms = Some(self.pages_per_ms.map_or(sample, |rate| (rate + sample) / 2.0));
+        }
+        let predicted_ms = self.predict_pause_ms(round.remaining_pages, round.rtt);
+        if self.predicted_total_ms.is_none() {
+            // What remains is a fraction of what was sent; the rounds to come form a geometric series.
+            let ratio = (round.remaining_pages as f64 / round.pages.max(1) as f64).min(0.95);
+            self.predicted_total_ms = Some(self.elapsed_ms + ms * ratio / (1.0 - ratio) + PAUSE_FIXED_MS);
+        }
+        let before = self.remaining_before.replace(round.remaining_pages);
+        let copying_ms = self.pages_per_ms.map_or(0.0, |rate| round.remaining_pages as f64 / rate);
+        let pays = before.is_none_or(|before| (round.remaining_pages as f64) < before as f64 * PAYING_RATIO);
+        if predicted_ms <= self.downtime_ms_max && (!pays || copying_ms < NEGLIGIBLE_MS) {
+            return Decision::SwitchOver { predicted_ms };
+        }
+        self.stalled_rounds = if pays { 0 } else { self.stalled_rounds + 1 };
+        if self.rounds >= self.rounds_max || self.stalled_rounds >= STALLED_ROUNDS_MAX {
+            if predicted_ms <= self.downtime_ms_max {
+                return Decision::SwitchOver { predicted_ms };
+            }
+            return Decision::GiveUp(self.does_not_converge(round, ms, predicted_ms));
+        }
+        Decision::NextRound
+    }
+
+    fn does_not_converge(&self, round: &RoundReport, ms: f64, predicted_ms: f64) -> String {
+        // Pages per ms to MiB per s.
+        let mib_s = |pages_per_ms: f64| pages_per_ms * 4096.0 / 1048.576;
+        format!(
+            "the guest dirties {:.0} MiB/s and the path carries {:.0} MiB/s: after {} rounds {} pages remain, \
+             a pause of {predicted_ms:.0} ms where {:.0} ms are allowed",
+            mib_s(round.remaining_pages as f64 / ms),
+            mib_s(self.pages_per_ms.unwrap_or(0.0)),
+            self.rounds,
+            round.remaining_pages,
+            self.downtime_ms_max,
+        )
+    }
+
+    /// Milliseconds until the pause, as a geometric series of what remains; `None` when it does not shrink.
+    #[must_use]
+    pub fn eta_ms(&self, remaining_pages: u64, dirty_pages_per_s: f64) -> Option<u64> {
+        let rate = self.pages_per_ms?;
+        let ratio = dirty_pages_per_s / 1000.0 / rate;
+        if ratio >= 0.99 {
+            return None;
+        }
+        let ms = remaining_pages as f64 / rate / (1.0 - ratio);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, and saturates")]
+        Some(ms as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Runs the rule against a guest that dirties `dirty` pages/ms at random over a set of `set` pages, on a path of
+    /// `rate` pages/ms with `fixed` ms a round.
+    fn simulate(dirty: f64, set: f64, rate: f64, fixed: f64, limit: u32) -> (Decision, f64, u32) {
+        let mut rule = Convergence::new(limit, 60);
+        let mut pages = 262_144.0;
+        for round in 1.. {
+            let ms = fixed + pages / rate;
+            let remaining = set * (1.0 - (-dirty * ms / set).exp());
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let report = RoundReport {
+                pages: pages as u64,
+                duration: Duration::from_secs_f64(ms / 1000.0),
+                remaining_pages: remaining as u64,
+                rtt: Duration::ZERO,
+            };
+            match rule.after_round(&report) {
+                Decision::NextRound => pages = remaining,
+                end => return (end, remaining, round),
+            }
+        }
+        unreachable!("the rule is bounded by rounds_max")
+    }
+
+    #[test]
+    fn a_guest_slower_than_the_path_is_paused_at_the_floor() {
+        // 100 MiB/s of 512 MiB on a path of 1 GiB/s: 25.6 and 262 pages/ms; a round costs 1 ms.
+        let (decision, remaining, rounds) = simulate(25.6, 131_072.0, 262.0, 1.0, 300);
+        assert!(matches!(decision, Decision::SwitchOver { predicted_ms } if predicted_ms < 5.0), "{decision:?}");
+        assert!(remaining < 60.0 && rounds < 10, "{remaining} pages after {rounds} rounds");
+    }
+
+    #[test]
+    fn a_guest_faster_than_the_path_is_given_up_with_numbers() {
+        let (decision, ..) = simulate(500.0, 131_072.0, 26.0, 1.0, 300);
+        let Decision::GiveUp(text) = decision else { panic!("{decision:?}") };
+        assert!(text.contains("MiB/s") && text.contains("300 ms are allowed"), "{text}");
+    }
+
+    #[test]
+    fn a_small_hot_set_is_paused_although_it_never_shrinks() {
+        let (decision, ..) = simulate(1000.0, 2_000.0, 26.0, 1.0, 300);
+        assert!(matches!(decision, Decision::SwitchOver { .. }), "{decision:?}");
+    }
+
+    #[test]
+    fn an_idle_guest_is_paused_after_one_round() {
+        assert_eq!(simulate(0.0, 1.0, 262.0, 1.0, 300).2, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn the_rule_always_ends_and_never_pauses_beyond_the_limit(
+            dirty in 0.0f64..2000.0, set in 1.0f64..250_000.0, rate in 1.0f64..1000.0, fixed in 0.1f64..50.0, limit in 4u32..1000,
+        ) {
+            let (decision, ..) = simulate(dirty, set, rate, fixed, limit);
+            if let Decision::SwitchOver { predicted_ms } = decision {
+                prop_assert!(predicted_ms <= f64::from(limit));
+            }
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The copy engine: guest pages into flows, one thread a flow. **This is where a page is sent.**
+//!
+//! ```text
+//! bitmap ─▶ worker k: its 2 MiB ranges ─▶ clear dirty bits ─▶ read page ─▶ BatchEncoder ─▶ FlowSender (bounded) ─▶ QUIC
+//! ```
+//! A page always belongs to the same flow, so its versions arrive in the order they were sent. Dirty bits of a range are
+//! cleared just before its pages are read: a write after the read is reported again, a write before it is in the copy.
+
+use crate::guest::GuestPages;
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use tokio::sync::oneshot;
+use vmotion_dirty_tracking::{DirtyTracker, PageBitmap};
+use vmotion_model::PageCounts;
+use vmotion_transport::{
+    pages::{BatchEncoder, KnownPages, PageHasher, WireCost},
+    session::{FlowSender, SessionError},
+};
+
+/// Pages in the unit of work: 2 MiB, the size of a huge page and of a home shard.
+const RANGE_PAGES: u64 = 512;
+
+/// A tracker that the workers share. Held for one clearing ioctl at a time.
+pub(crate) type SharedTracker = Arc<Mutex<Box<dyn DirtyTracker>>>;
+
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A tracker stays usable when another worker panicked between two calls of it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why a round was not copied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CopyError {
+    #[error("Pages cannot be sent")]
+    Session(#[from] SessionError),
+    #[error("Dirty pages cannot be tracked")]
+    Track(#[from] vmotion_dirty_tracking::TrackError),
+    #[error("Copying was stopped")]
+    Stopped,
+}
+
+/// What all workers of a move count together.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pages: Mutex<PageCounts>,
+    bytes: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn pages(&self) -> PageCounts {
+        *lock(&self.pages)
+    }
+
+    /// Bytes handed to the transport.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Pages looked at in the current round.
+    pub(crate) fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Notes pages that are zero without having been looked at.
+    pub(crate) fn add_untouched(&self, pages: u64) {
+        lock(&self.pages).zero += pages;
+    }
+
+    fn add(&self, counts: &PageCounts) {
+        lock(&self.pages).add(counts);
+    }
+}
+
+/// What the workers share.
+struct Shared<M: ?Sized> {
+    tracker: SharedTracker,
+    known: KnownPages,
+    wire: Arc<WireCost>,
+    counters: Arc<Counters>,
+    stop: AtomicBool,
+    flows: u64,
+    /// Bytes per second for one flow; 0 for no limit.
+    flow_bandwidth: u64,
+    machine: Arc<M>,
+}
+
+/// One round for one worker.
+struct Job {
+    pages: Arc<PageBitmap>,
+    /// Clear dirty bits before reading: while the guest runs.
+    clear: bool,
+    mark: u64,
+    done: oneshot::Sender<Result<(), CopyError>>,
+}
+
+/// The workers of a move. Dropping it stops them.
+pub(crate) struct Copier<M: ?Sized> {
+    shared: Arc<Shared<M>>,
+    jobs: Vec<mpsc::Sender<Job>>,
+}
+
+impl<M: ?Sized> Drop for Copier<M> {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl<M: GuestPages + ?Sized + 'static> Copier<M> {
+    /// Starts one thread for each flow.
+    ///
+    /// # Errors
+    /// When the host starts no more threads.
+    pub(crate) fn start(
+        machine: Arc<M>,
+        flows: Vec<FlowSender>,
+        wire: Arc<WireCost>,
+        tracker: SharedTracker,
+        hasher: &PageHasher,
+        bandwidth_max: Option<u64>,
+    ) -> std::io::Result<Self> {
+        let count = flows.len() as u64;
+        let shared = Arc::new(Shared {
+            tracker,
+            known: KnownPages::all_zero(machine.layout().total_pages(), hasher),
+            wire,
+            counters: Arc::new(Counters::default()),
+            stop: AtomicBool::new(false),
+            flows: count,
+            flow_bandwidth: bandwidth_max.map_or(0, |bandwidth| (bandwidth / count.max(1)).max(1)),
+            machine,
+        });
+        let mut jobs = Vec::new();
+        for (number, flow) in (0u64..).zip(flows) {
+            let (sender, receiver) = mpsc::channel();
+            let mut worker = Worker {
+                shared: Arc::clone(&shared),
+                flow,
+                number,
+                encoder: BatchEncoder::new(hasher.clone(), None),
+                pacer: Pacer::new(shared.flow_bandwidth),
+            };
+            thread::Builder::new().name(format!("copy-{number}")).spawn(move || worker.run(&receiver))?;
+            jobs.push(sender);
+        }
+        Ok(Self { shared, jobs })
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.shared.counters
+    }
+
+    /// Sends `pages`, then `mark` on every flow; returns when everything was handed to the transport.
+    ///
+    /// # Errors
+    /// [`CopyError`] of the first worker that failed.
+    pub(crate) async fn copy(&self, pages: Arc<PageBitmap>, clear: bool, mark: u64) -> Result<(), CopyError> {
+        self.shared.counters.done.store(0, Ordering::Relaxed);
+        let mut waiting = Vec::new();
+        for worker in &self.jobs {
+            let (done, answer) = oneshot::channel();
+            let job = Job { pages: Arc::clone(&pages), clear, mark, done };
+            worker.send(job).map_err(|_| CopyError::Stopped)?;
+            waiting.push(answer);
+        }
+        for answer in waiting {
+            answer.await.map_err(|_| CopyError::Stopped)??;
+        }
+        Ok(())
+    }
+}
+
+struct Worker<M: ?Sized> {
+    shared: Arc<Shared<M>>,
+    flow: FlowSender,
+    number: u64,
+    encoder: BatchEncoder,
+    pacer: Pacer,
+}
+
+impl<M: GuestPages + ?Sized> Worker<M> {
+    fn run(&mut self, jobs: &mpsc::Receiver<Job>) {
+        while let Ok(job) = jobs.recv() {
+            let result = self.round(&job);
+            let failed = result.is_err();
+            // The driver may have given up waiting.
+            let _ = job.done.send(result);
+            if failed {
+                return;
+            }
+        }
+    }
+
+    fn round(&mut self, job: &Job) -> Result<(), CopyError> {
+        let total = job.pages.pages();
+        let ranges = total.div_ceil(RANGE_PAGES);
+        for range in (self.number..ranges).step_by(usize::try_from(self.shared.flows).unwrap_or(1)) {
+            let range = range * RANGE_PAGES..((range + 1) * RANGE_PAGES).min(total);
+            let dirty = job.pages.count_range(range.clone());
+            if dirty == 0 {
+                continue;
+            }
+            if job.clear {
+                lock(&self.shared.tracker).clear(&job.pages, range.clone())?;
+            }
+            for index in job.pages.runs_in(range).flatten() {
+                let machine = &self.shared.machine;
+                self.encoder.push(index, &self.shared.known, |page| machine.read_page(index, page));
+                if self.encoder.is_full() {
+                    self.flush()?;
+                }
+            }
+            self.shared.counters.done.fetch_add(dirty, Ordering::Relaxed);
+        }
+        self.flush()?;
+        let mark = self.encoder.mark(job.mark);
+        self.send(mark)
+    }
+
+    fn flush(&mut self) -> Result<(), CopyError> {
+        if self.shared.stop.load(Ordering::Relaxed) {
+            return Err(CopyError::Stopped);
+        }
+        for part in self.encoder.finish(&self.shared.wire).into_iter().flatten() {
+            self.send(part)?;
+        }
+        self.shared.counters.add(&self.encoder.take_counts());
+        Ok(())
+    }
+
+    fn send(&mut self, bytes: bytes::Bytes) -> Result<(), CopyError> {
+        let length = bytes.len() as u64;
+        self.pacer.wait_for(length);
+        self.flow.send_blocking(bytes)?;
+        self.shared.counters.bytes.fetch_add(length, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Keeps one flow at or below its share of the operator's bandwidth limit.
+struct Pacer {
+    bytes_per_s: u64,
+    next: Instant,
+}
+
+impl Pacer {
+    fn new(bytes_per_s: u64) -> Self {
+        Self { bytes_per_s, next: Instant::now() }
+    }
+
+    /// Sleeps until `bytes` may go.
+    fn wait_for(&mut self, bytes: u64) {
+        if self.bytes_per_s == 0 {
+            return;
+        }
+        let now = Instant::now();
+        thread::sleep(self.next.saturating_duration_since(now));
+        #[expect(clippy::cast_precision_loss, reason = "a batch's bytes and a rate")]
+        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
+        self.next = self.next.max(now) + cost;
+    }
+}

@@ -1,0 +1,646 @@
+//! Performs what the source's state machine decides.
+//!
+//! One loop owns the state. Effects that take time run as tasks and come back as events, so a cancellation or a lost
+//! session is seen at once. Between pause and offer the loop itself works, against a deadline.
+
+use super::{
+    state::{Abort, Effect, Event, Source},
+    timeline::{Timeline, ms_between},
+};
+use crate::{
+    convergence::{Convergence, RoundReport},
+    copy::{Copier, Counters, SharedTracker, lock},
+    digest::memory_digest,
+    guest::{FrozenGuest as _, PausedGuest, SourceMachine},
+    ownership::{CasOutcome, OwnerStore},
+    protocol::{FINAL_MARK, TargetReport, ToSource, ToTarget},
+};
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use vmotion_dirty_tracking::{DirtyEstimator, PageBitmap};
+use vmotion_model::{
+    DigestReport, HostName, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, OwnerRecord, Prediction,
+};
+use vmotion_transport::{
+    ExpectedPeer, Identity, Principal, Tuning,
+    pages::PageHasher,
+    session::{
+        ConnectOptions, ControlReceiver, ControlSender, Hello, MoveTicket, PathStats, SourceSession, WireError,
+        WireErrorCode,
+    },
+};
+
+/// How often progress is reported while pages are copied.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// What a pause may take beyond the limit before it counts as failed: a scheduling hiccup is not worth a roll-back.
+const PAUSE_GRACE: Duration = Duration::from_millis(500);
+/// Digests of all memory are taken inside the pause when asked for; nobody asks for a short pause then.
+const VERIFY_GRACE: Duration = Duration::from_secs(60);
+/// First and longest wait between two questions to a store that does not answer.
+const STORE_RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// What a leaving machine needs to know.
+#[derive(Debug, Clone)]
+pub struct SourceOptions {
+    /// The record as it is: machine, epoch, and us.
+    pub record: OwnerRecord,
+    /// Where to.
+    pub target: HostName,
+    /// The target process's UDP address.
+    pub address: SocketAddr,
+    /// Local address to send from.
+    pub local: Option<IpAddr>,
+    /// Of this move.
+    pub ticket: MoveTicket,
+    /// What is said to the target first.
+    pub hello: Hello,
+    /// What the operator asked.
+    pub request: MoveRequest,
+    /// How to use the path.
+    pub tuning: Tuning,
+}
+
+/// A move of `machine` away from here.
+#[derive(Debug)]
+pub struct SourceMove<M, O> {
+    /// The machine.
+    pub machine: Arc<M>,
+    /// Where its record lives.
+    pub store: Arc<O>,
+    /// Our certificate.
+    pub identity: Arc<Identity>,
+    /// The rest.
+    pub options: SourceOptions,
+}
+
+impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
+    /// Runs the move to its end, whatever that is. `progress` hears every transition and a few reports a second;
+    /// `cancel` is honoured until the offer. Needs a multi-threaded tokio runtime.
+    pub async fn run(self, progress: impl Fn(MoveProgress) + Send + Sync, cancel: CancellationToken) -> MoveSummary {
+        let Self { machine, store, identity, options } = self;
+        let (events, inbox) = mpsc::unbounded_channel();
+        let rule = Convergence::new(options.request.downtime_ms_max, options.request.rounds_max);
+        let driver = Driver {
+            hasher: PageHasher::new(&options.ticket),
+            machine,
+            store,
+            identity,
+            options,
+            events,
+            session: None,
+            tracker: None,
+            last: None,
+            timeline: Timeline::start(),
+            rounds: 0,
+            estimator: Arc::default(),
+            predicted: Prediction::default(),
+            target_report: TargetReport::default(),
+            source_digest: None,
+            counters: Arc::default(),
+            rate: RateMeter::default(),
+            remaining: 0,
+            deadline: None,
+        };
+        driver.open(&cancel).await;
+        driver.drive(Source::new(rule), inbox, progress, cancel).await
+    }
+}
+
+/// An open session, split up for the loop.
+struct Open<M> {
+    sender: ControlSender,
+    stats: PathStats,
+    copier: Option<Arc<Copier<M>>>,
+    flows: Option<Vec<vmotion_transport::session::FlowSender>>,
+    wire: Arc<vmotion_transport::pages::WireCost>,
+    /// Highest round known to be in the target's memory.
+    arrived: watch::Receiver<u64>,
+}
+
+struct Driver<M: SourceMachine, O> {
+    machine: Arc<M>,
+    store: Arc<O>,
+    identity: Arc<Identity>,
+    options: SourceOptions,
+    hasher: PageHasher,
+    events: mpsc::UnboundedSender<Message<M>>,
+    session: Option<Open<M>>,
+    tracker: Option<SharedTracker>,
+    /// What remains to be sent: dirtied since the last round began to be read.
+    last: Option<Arc<PageBitmap>>,
+    timeline: Timeline,
+    rounds: u32,
+    estimator: Arc<Mutex<DirtyEstimator>>,
+    predicted: Prediction,
+    target_report: TargetReport,
+    source_digest: Option<[u8; 16]>,
+    counters: Arc<Counters>,
+    rate: RateMeter,
+    remaining: u64,
+    /// When a pause or an unanswered offer counts as failed.
+    deadline: Option<Instant>,
+}
+
+/// What tasks tell the loop.
+enum Message<M: SourceMachine> {
+    Event(Event<M::Paused>),
+    Opened(Box<SourceSession>),
+    RoundDone { report: RoundReport, remaining: Arc<PageBitmap> },
+    Paused { guard: M::Paused, remaining: Arc<PageBitmap>, asked: Instant, paused: Instant },
+    FromTarget(ToSource),
+}
+
+type Effects<M> = VecDeque<Effect<<M as SourceMachine>::Paused>>;
+
+impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
+    /// Connects in a task, so that cancelling does not wait for an unreachable target.
+    async fn open(&self, cancel: &CancellationToken) {
+        let (options, identity, events) = (self.options.clone(), Arc::clone(&self.identity), self.events.clone());
+        let cancel = cancel.clone();
+        tokio::spawn(async move {
+            let connect = ConnectOptions {
+                address: options.address,
+                local: options.local,
+                identity: &identity,
+                expected: ExpectedPeer::Exactly(Principal::Host(options.target.clone())),
+                ticket: &options.ticket,
+                tuning: options.tuning,
+            };
+            let message = tokio::select! {
+                session = SourceSession::connect(connect, &options.hello) => match session {
+                    Ok(session) => Message::Opened(Box::new(session)),
+                    Err(error) => Message::Event(Event::Failed(chain(&error))),
+                },
+                () = cancel.cancelled() => return,
+            };
+            let _ = events.send(message);
+        });
+    }
+
+    async fn drive(
+        mut self,
+        mut state: Source<M::Paused>,
+        mut inbox: mpsc::UnboundedReceiver<Message<M>>,
+        progress: impl Fn(MoveProgress) + Send + Sync,
+        cancel: CancellationToken,
+    ) -> MoveSummary {
+        let mut effects: Effects<M> = VecDeque::new();
+        let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+        let mut cancelled = false;
+        progress(self.progress(&state));
+        loop {
+            while let Some(effect) = effects.pop_front() {
+                if let Some(event) = self.perform(&mut state, effect).await {
+                    self.apply(&mut state, event, &mut effects);
+                    progress(self.progress(&state));
+                }
+            }
+            if state.is_final() {
+                return self.summary(&state);
+            }
+            let deadline = self.deadline;
+            let event = tokio::select! {
+                biased;
+                message = inbox.recv() => match message {
+                    Some(message) => self.take(message),
+                    // We hold a sender ourselves, so this cannot happen.
+                    None => Some(Event::Failed("the move's tasks ended".to_owned())),
+                },
+                () = cancel.cancelled(), if !cancelled => {
+                    cancelled = true;
+                    Some(Event::Cancel)
+                }
+                () = until(deadline) => {
+                    self.deadline = None;
+                    Some(Event::Failed("the pause took longer than allowed".to_owned()))
+                }
+                _ = ticks.tick() => {
+                    progress(self.progress(&state));
+                    None
+                }
+            };
+            if let Some(event) = event {
+                self.apply(&mut state, event, &mut effects);
+                progress(self.progress(&state));
+            }
+        }
+    }
+
+    fn apply(&mut self, state: &mut Source<M::Paused>, event: Event<M::Paused>, effects: &mut Effects<M>) {
+        let before = state.name();
+        // A placeholder that lasts for the length of a call; the transition table takes states by value.
+        let current = std::mem::replace(state, Source::Released);
+        let (next, more) = current.step(event);
+        if next.name() != before {
+            tracing::info!(machine = %self.options.record.machine, from = before, to = next.name(), "move");
+        }
+        *state = next;
+        effects.extend(more);
+    }
+
+    /// Turns what a task said into an event, keeping the numbers.
+    fn take(&mut self, message: Message<M>) -> Option<Event<M::Paused>> {
+        match message {
+            Message::Event(event) => Some(event),
+            Message::Opened(session) => {
+                self.keep_session(*session);
+                Some(Event::Opened)
+            }
+            Message::RoundDone { report, remaining } => {
+                self.remaining = report.remaining_pages;
+                lock(&self.estimator).feed(report.duration, report.remaining_pages);
+                self.last = Some(remaining);
+                Some(Event::RoundArrived(report))
+            }
+            Message::Paused { guard, remaining, asked, paused } => {
+                self.timeline.pause_asked = Some(asked);
+                self.timeline.paused = Some(paused);
+                self.remaining = remaining.count();
+                self.last = Some(remaining);
+                let rtt = self.session.as_ref().map_or(Duration::ZERO, |session| session.stats.rtt());
+                self.deadline = Some(asked + self.pause_patience());
+                let spent_ms = ms_between(asked, paused);
+                Some(Event::GuestPaused { guard, spent_ms, remaining_pages: self.remaining, rtt })
+            }
+            Message::FromTarget(ToSource::Committed(report)) => {
+                self.timeline.decided = Some(Instant::now());
+                self.target_report = report;
+                Some(Event::Committed)
+            }
+            Message::FromTarget(ToSource::Refused(error)) => {
+                Some(Event::Refused(format!("The target gave up: {error}")))
+            }
+            // Rounds are awaited where they are copied.
+            Message::FromTarget(ToSource::RoundArrived { .. }) => None,
+        }
+    }
+
+    fn pause_patience(&self) -> Duration {
+        let allowed = Duration::from_millis(u64::from(self.options.request.downtime_ms_max));
+        let verify = if self.options.request.verify { VERIFY_GRACE } else { Duration::ZERO };
+        allowed + PAUSE_GRACE + verify
+    }
+
+    /// Starts listening to the target, and keeps the rest for when tracking starts.
+    fn keep_session(&mut self, session: SourceSession) {
+        let SourceSession { sender, receiver, flows, welcome: _, wire, stats } = session;
+        let (arrived_sender, arrived) = watch::channel(0);
+        tokio::spawn(listen::<M>(receiver, arrived_sender, self.events.clone()));
+        self.session = Some(Open { sender, stats, copier: None, flows: Some(flows), wire, arrived });
+    }
+
+    /// Performs one effect; an event that follows at once is returned, later ones come through the inbox.
+    async fn perform(&mut self, state: &mut Source<M::Paused>, effect: Effect<M::Paused>) -> Option<Event<M::Paused>> {
+        match effect {
+            Effect::StartTracking => Some(self.start_tracking().map_or_else(Event::Failed, |()| Event::Tracking)),
+            Effect::CopyRound(round) => {
+                self.rounds = round;
+                self.start_round(round);
+                None
+            }
+            Effect::Pause { predicted_ms } => {
+                self.predicted.downtime_ms = predicted_ms;
+                self.pause().await;
+                None
+            }
+            Effect::SendLast => {
+                let patience = self.deadline.map_or(PAUSE_GRACE, |at| at.saturating_duration_since(Instant::now()));
+                let Source::Paused { guard, .. } = state else { return None };
+                let sent = tokio::time::timeout(patience, self.send_last(guard)).await;
+                Some(match sent {
+                    Ok(Ok(())) => Event::LastSent,
+                    Ok(Err(reason)) => Event::Failed(reason),
+                    Err(_) => Event::Failed("the last pages took longer than the pause allows".to_owned()),
+                })
+            }
+            Effect::SendOffer => {
+                let offer = ToTarget::Offer { expected: self.options.record.clone(), digest: self.source_digest };
+                let session = self.session.as_mut()?;
+                session.sender.send(&offer).await.err().map(|error| Event::Failed(chain(&error)))
+            }
+            Effect::Resume(guard) => {
+                drop(guard);
+                self.deadline = None;
+                None
+            }
+            Effect::Reclaim => {
+                self.deadline = None;
+                self.reclaim();
+                None
+            }
+            Effect::Thaw(frozen) => {
+                frozen.thaw();
+                self.timeline.decided = Some(Instant::now());
+                None
+            }
+            // What is left of the machine goes with its process; it must only never run again.
+            Effect::Destroy(frozen) => {
+                drop(frozen);
+                None
+            }
+            Effect::CleanUp => {
+                self.clean_up(state).await;
+                None
+            }
+        }
+    }
+
+    fn start_tracking(&mut self) -> Result<(), String> {
+        let session = self.session.as_mut().ok_or("there is no session")?;
+        let mut tracker = self.machine.tracker().map_err(|error| chain(&error))?;
+        tracker.start().map_err(|error| chain(&error))?;
+        let tracker: SharedTracker = Arc::new(Mutex::new(tracker));
+        self.tracker = Some(Arc::clone(&tracker));
+        // Asked after tracking started: a page touched later is reported dirty.
+        let touched = self.machine.touched().map_err(|error| chain(&error))?;
+        let flows = session.flows.take().unwrap_or_default();
+        let copier = Copier::start(
+            Arc::clone(&self.machine),
+            flows,
+            Arc::clone(&session.wire),
+            tracker,
+            &self.hasher,
+            self.options.request.bandwidth_max,
+        )
+        .map_err(|error| chain(&error))?;
+        self.counters = Arc::clone(copier.counters());
+        self.counters.add_untouched(touched.pages() - touched.count());
+        self.remaining = touched.count();
+        self.last = Some(Arc::new(touched));
+        session.copier = Some(Arc::new(copier));
+        Ok(())
+    }
+
+    /// Copies what is dirty in a task; ends in `RoundDone` or a failure.
+    fn start_round(&self, round: u32) {
+        let (Some(session), Some(tracker), Some(pages)) = (&self.session, &self.tracker, &self.last) else { return };
+        let Some(copier) = session.copier.clone() else { return };
+        let (tracker, pages, mut arrived) = (Arc::clone(tracker), Arc::clone(pages), session.arrived.clone());
+        let (events, stats) = (self.events.clone(), session.stats.clone());
+        tokio::spawn(async move {
+            let start = Instant::now();
+            let mark = u64::from(round);
+            let total = pages.pages();
+            let count = pages.count();
+            let result = async {
+                copier.copy(pages, true, mark).await.map_err(|error| chain(&error))?;
+                // Ends when the target says so, or when the listener, which reports a lost session itself, is gone.
+                arrived.wait_for(|at| *at >= mark).await.map_err(|_| "the session was lost".to_owned())?;
+                let duration = start.elapsed();
+                let mut remaining = PageBitmap::new(total);
+                let fetched = tokio::task::block_in_place(|| lock(&tracker).fetch(&mut remaining));
+                fetched.map_err(|error| chain(&error))?;
+                let report =
+                    RoundReport { pages: count, duration, remaining_pages: remaining.count(), rtt: stats.rtt() };
+                Ok::<_, String>(Message::RoundDone { report, remaining: Arc::new(remaining) })
+            }
+            .await;
+            let _ = events.send(result.unwrap_or_else(|reason| Message::Event(Event::Failed(reason))));
+        });
+    }
+
+    /// Warns the target, then stops the guest in a blocking task.
+    async fn pause(&mut self) {
+        if let Some(session) = &mut self.session {
+            // A session that is lost reports itself.
+            let _ = session.sender.send(&ToTarget::PauseSoon).await;
+        }
+        self.store.warm_up().await;
+        let Some(tracker) = self.tracker.clone() else { return };
+        let (machine, events, total) =
+            (Arc::clone(&self.machine), self.events.clone(), self.machine.layout().total_pages());
+        tokio::task::spawn_blocking(move || {
+            let asked = Instant::now();
+            let message = match machine.pause() {
+                Ok(guard) => {
+                    let paused = Instant::now();
+                    let mut remaining = PageBitmap::new(total);
+                    let fetched = lock(&tracker).fetch(&mut remaining);
+                    match fetched {
+                        Ok(_) => Message::Paused { guard, remaining: Arc::new(remaining), asked, paused },
+                        // The guard goes out of scope: the guest runs on.
+                        Err(error) => Message::Event(Event::Failed(chain(&error))),
+                    }
+                }
+                Err(error) => Message::Event(Event::Failed(chain(&error))),
+            };
+            let _ = events.send(message);
+        });
+    }
+
+    /// Last pages and state, side by side. Inside the pause: nothing here could have been done earlier.
+    async fn send_last(&mut self, guard: &M::Paused) -> Result<(), String> {
+        let session = self.session.as_mut().ok_or("there is no session")?;
+        let copier = session.copier.clone().ok_or("there is no copier")?;
+        let pages = self.last.clone().ok_or("there are no pages")?;
+        let sending = tokio::spawn(async move { copier.copy(pages, false, FINAL_MARK).await });
+        let state = tokio::task::block_in_place(|| guard.save()).map_err(|error| chain(&error))?;
+        self.timeline.saved = Some(Instant::now());
+        session.sender.send_state(state).await.map_err(|error| chain(&error))?;
+        if self.options.request.verify {
+            let digest = tokio::task::block_in_place(|| memory_digest(&*self.machine));
+            self.source_digest = Some(digest.map_err(|error| chain(&error))?);
+        }
+        sending.await.map_err(|error| error.to_string())?.map_err(|error| chain(&error))?;
+        self.timeline.last_sent = Some(Instant::now());
+        self.remaining = 0;
+        Ok(())
+    }
+
+    /// Asks the record to give the machine back, until it answers one way or the other.
+    fn reclaim(&self) {
+        let (store, events) = (Arc::clone(&self.store), self.events.clone());
+        let expected = self.options.record.clone();
+        let wanted = expected.handed_to(&expected.owner);
+        tokio::spawn(async move {
+            let event = match ask_until_answered(&*store, &expected, &wanted).await {
+                CasOutcome::Won => Event::RecordOurs,
+                CasOutcome::Lost(_) => Event::RecordTheirs,
+            };
+            let _ = events.send(Message::Event(event));
+        });
+    }
+
+    async fn clean_up(&mut self, state: &Source<M::Paused>) {
+        if let Some(tracker) = self.tracker.take()
+            && let Err(error) = tokio::task::block_in_place(|| lock(&tracker).stop())
+        {
+            tracing::warn!(error = %chain(&error), "dirty tracking was not stopped");
+        }
+        let Some(mut session) = self.session.take() else { return };
+        drop(session.copier.take());
+        if let Source::Aborted { reason } = state {
+            let error = match reason {
+                Abort::Cancelled => WireError::new(WireErrorCode::Cancelled, "the move was cancelled"),
+                Abort::Failed(reason) => {
+                    WireError::new(WireErrorCode::Failed, reason.chars().take(1000).collect::<String>())
+                }
+            };
+            // The target also notices the closed session; this only tells it why.
+            let patience = Duration::from_millis(200);
+            let _ = tokio::time::timeout(patience, session.sender.send(&ToTarget::Abort(error))).await;
+            session.sender.finish(patience).await;
+        }
+        self.rate.udp_bytes = session.stats.udp_bytes_sent();
+        session.stats.close("the move is over");
+    }
+
+    fn progress(&mut self, state: &Source<M::Paused>) -> MoveProgress {
+        let phase = match state {
+            Source::Idle { .. } | Source::Negotiated { .. } => MovePhase::Preparing,
+            Source::Copying { .. } => MovePhase::Copying,
+            Source::Paused { .. } | Source::Offered { .. } => MovePhase::SwitchingOver,
+            Source::Released | Source::Reclaimed { .. } | Source::Aborted { .. } => MovePhase::Finished,
+        };
+        let dirty_pages_per_s = lock(&self.estimator).estimate().map_or(0.0, |estimate| estimate.pages_per_second);
+        let remaining = self.remaining.saturating_sub(self.counters.done());
+        let eta_ms = match state {
+            Source::Copying { rule, .. } => {
+                // The whole as foreseen after the first round is known from then on.
+                if let Some(total) = rule.predicted_total_ms() {
+                    self.predicted.total_ms = total;
+                }
+                rule.eta_ms(remaining, dirty_pages_per_s)
+            }
+            _ => None,
+        };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate of pages")]
+        let dirty_pages_per_s = dirty_pages_per_s as u64;
+        MoveProgress {
+            phase,
+            round: self.rounds,
+            pages: self.counters.pages(),
+            wire_bytes: self.counters.bytes(),
+            remaining_pages: remaining,
+            rate_bytes_per_s: self.rate.read(self.counters.bytes()),
+            dirty_pages_per_s,
+            eta_ms,
+            elapsed_ms: u64::try_from(self.timeline.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    fn summary(&self, state: &Source<M::Paused>) -> MoveSummary {
+        let record = &self.options.record;
+        let (outcome, epoch) = match state {
+            Source::Released => (MoveOutcome::Moved, record.epoch.next()),
+            Source::Reclaimed { reason } => (MoveOutcome::RolledBack { reason: reason.clone() }, record.epoch.next()),
+            Source::Aborted { reason: Abort::Cancelled } => (MoveOutcome::Cancelled, record.epoch),
+            Source::Aborted { reason: Abort::Failed(reason) } => {
+                (MoveOutcome::RolledBack { reason: reason.clone() }, record.epoch)
+            }
+            other => (MoveOutcome::RolledBack { reason: format!("ended in state {}", other.name()) }, record.epoch),
+        };
+        let hex = |digest: [u8; 16]| format!("{:032x}", u128::from_le_bytes(digest));
+        let digests = self.source_digest.zip(self.target_report.digest);
+        MoveSummary {
+            machine: record.machine.clone(),
+            source: record.owner.clone(),
+            target: self.options.target.clone(),
+            outcome,
+            epoch,
+            total_ms: ms_between(self.timeline.started, self.timeline.decided.unwrap_or_else(Instant::now)),
+            downtime: self.timeline.downtime(&self.target_report),
+            predicted: self.predicted,
+            rounds: self.rounds,
+            pages: self.counters.pages(),
+            wire_bytes: self.counters.bytes(),
+            udp_bytes: self.rate.udp_bytes,
+            source_cpu_s: self.timeline.cpu_s(),
+            target_cpu_s: self.target_report.cpu_s,
+            digests: digests.map(|(source, target)| DigestReport { source: hex(source), target: hex(target) }),
+        }
+    }
+}
+
+/// Passes on what the target says, and that it no longer says anything.
+async fn listen<M: SourceMachine>(
+    mut receiver: ControlReceiver,
+    arrived: watch::Sender<u64>,
+    events: mpsc::UnboundedSender<Message<M>>,
+) {
+    loop {
+        let message = match receiver.receive().await {
+            Ok(Some(ToSource::RoundArrived { round })) => {
+                let _ = arrived.send(round);
+                continue;
+            }
+            Ok(Some(message)) => Message::FromTarget(message),
+            Ok(None) => Message::Event(Event::Failed("The target ended the session".to_owned())),
+            Err(error) => Message::Event(Event::Failed(chain(&error))),
+        };
+        let last = matches!(message, Message::Event(_));
+        if events.send(message).is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Asks the store until it answers; its silence is not an answer.
+pub(crate) async fn ask_until_answered(
+    store: &impl OwnerStore,
+    expected: &OwnerRecord,
+    wanted: &OwnerRecord,
+) -> CasOutcome {
+    let (mut wait, longest) = STORE_RETRY;
+    loop {
+        match store.compare_and_set(expected, wanted).await {
+            Ok(outcome) => return outcome,
+            Err(error) => tracing::warn!(machine = %expected.machine, %error, "owner record: asking again"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(longest);
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// An error and its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Bytes per second since the last reading.
+#[derive(Debug, Default)]
+struct RateMeter {
+    last: Option<(Instant, u64)>,
+    rate: u64,
+    udp_bytes: u64,
+}
+
+impl RateMeter {
+    fn read(&mut self, bytes: u64) -> u64 {
+        let now = Instant::now();
+        let (since, before) = *self.last.get_or_insert((now, bytes));
+        let seconds = now.duration_since(since).as_secs_f64();
+        if seconds >= 0.1 {
+            #[expect(
+                clippy::cast_precision_loss,
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a rate"
+            )]
+            let rate = (bytes.saturating_sub(before) as f64 / seconds) as u64;
+            self.rate = rate;
+            self.last = Some((now, bytes));
+        }
+        self.rate
+    }
+}

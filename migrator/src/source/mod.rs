@@ -1,0 +1,9 @@
+//! The leaving side of a move.
+
+mod driver;
+pub mod state;
+mod timeline;
+
+pub use driver::{SourceMove, SourceOptions};
+pub(crate) use driver::{ask_until_answered, chain};
+pub(crate) use timeline::{ms_between, process_cpu_s};
