@@ -6,3 +6,4 @@
 pub mod kvm;
 pub mod memory;
 pub mod signal;
+pub mod tsc;

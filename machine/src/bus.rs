@@ -1,0 +1,52 @@
+//! From an address to the device behind it. Built once, then read-only: vCPU threads look up without a lock.
+
+use crate::devices::Device;
+use std::ops::Range;
+use std::sync::Arc;
+
+struct Entry {
+    range: Range<u64>,
+    device: Arc<dyn Device>,
+}
+
+/// One address space: ports or MMIO. Entries are sorted and do not overlap.
+#[derive(Default)]
+pub(crate) struct Bus {
+    entries: Vec<Entry>,
+}
+
+impl Bus {
+    /// Puts `device` at `start`.
+    ///
+    /// # Panics
+    /// When the range is taken: the machine's address map is fixed in this crate, so that is a mistake in it.
+    pub(crate) fn insert(&mut self, start: u64, length: u64, device: Arc<dyn Device>) {
+        let range = start..start + length;
+        let at = self.entries.partition_point(|entry| entry.range.start < range.start);
+        let free_before = at == 0 || self.entries[at - 1].range.end <= range.start;
+        let free_after = at == self.entries.len() || range.end <= self.entries[at].range.start;
+        assert!(free_before && free_after, "{} overlaps another device at {range:#x?}", device.name());
+        self.entries.insert(at, Entry { range, device });
+    }
+
+    fn find(&self, address: u64) -> Option<(&dyn Device, u64)> {
+        let after = self.entries.partition_point(|entry| entry.range.start <= address);
+        let entry = self.entries.get(after.checked_sub(1)?)?;
+        entry.range.contains(&address).then(|| (&*entry.device, address - entry.range.start))
+    }
+
+    /// Reads; an address without a device gives all ones, as an empty bus does.
+    pub(crate) fn read(&self, address: u64, data: &mut [u8]) {
+        match self.find(address) {
+            Some((device, offset)) => device.read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// Writes; an address without a device swallows it.
+    pub(crate) fn write(&self, address: u64, data: &[u8]) {
+        if let Some((device, offset)) = self.find(address) {
+            device.write(offset, data);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Putting a machine together. Everything a later restore does not have to do happens here.
+
+use super::{Inner, Phase};
+use crate::boot::{self, map};
+use crate::bus::Bus;
+use crate::console::{Console, ConsoleInput};
+use crate::devices::{Device, Rtc, SerialPort, ShutdownPorts, ShutdownSink};
+use crate::host;
+use crate::memory::GuestRam;
+use crate::vcpu::{Command, Exits, MsrPlan, ParkedCount, RunContext, Vcpu, VcpuParts, ask_all, cpuid};
+use crate::vm::{Vm, open_kvm};
+use crate::{ConsoleHandle, MachineConfig, MachineError};
+use kvm_bindings::CpuId;
+use kvm_ioctls::{Kvm, VcpuFd};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, OnceLock};
+use vmotion_dirty_tracking::{DirtyBackend, RingCollector};
+use vmotion_model::MemoryLayout;
+
+/// Devices, and the buses they sit on.
+struct Devices {
+    all: Vec<Arc<dyn Device>>,
+    ports: Bus,
+    mmio: Bus,
+    serial: Arc<SerialPort>,
+}
+
+/// Builds everything; no thread runs guest code yet.
+pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
+    let spec = config.spec.clone();
+    spec.validate()?;
+    vmotion_sys::signal::install_kick_handler().map_err(MachineError::Thread)?;
+    let kvm = open_kvm(spec.dirty_source)?;
+    let layout = MemoryLayout::for_ram(spec.memory.bytes())?;
+    let ram = Arc::new(GuestRam::new(layout, spec.backing)?);
+    let vm = Arc::new(Vm::new(&kvm, Arc::clone(&ram), spec.dirty_source)?);
+    let (console, flusher) = Console::start(&config.console)?;
+    let exits = Arc::new(Exits::default());
+    let sink: Arc<dyn ShutdownSink> = Arc::clone(&exits) as _;
+    let devices = build_devices(&vm, &ram, &console, &sink)?;
+
+    let supported = cpuid::supported(&kvm)?;
+    let fds = create_vcpus(&kvm, &vm, &supported, spec.cpus)?;
+    let first = fds.first().ok_or(MachineError::VcpuSilent { vcpu: 0 })?;
+    // Before anyone sets another frequency: that of the host.
+    let host_tsc_khz = first.get_tsc_khz().map_err(MachineError::kvm("read the TSC frequency"))?;
+    let msrs = Arc::new(MsrPlan::probe(&kvm, first)?);
+    let rings = build_rings(&vm, &fds)?;
+    let context = Arc::new(RunContext {
+        ports: devices.ports,
+        mmio: devices.mmio,
+        exits,
+        parked: ParkedCount::default(),
+        rings: rings.clone().map_or_else(OnceLock::new, OnceLock::from),
+    });
+    let mut vcpus = Vec::with_capacity(fds.len());
+    for (id, fd) in (0..spec.cpus).zip(fds) {
+        let (msrs, context) = (Arc::clone(&msrs), Arc::clone(&context));
+        vcpus.push(Vcpu::start(VcpuParts { id, fd, msrs, xsave: vm.xsave_area(), context })?);
+    }
+    context.exits.set_vcpus(vcpus.iter().map(|vcpu| Arc::clone(vcpu.shared())).collect());
+    let input: Arc<dyn ConsoleInput> = devices.serial;
+    Ok(Inner {
+        phase: Mutex::new(Phase::Prepared),
+        fillers: Arc::new(AtomicUsize::new(0)),
+        vcpus: Mutex::new(vcpus),
+        context,
+        devices: devices.all,
+        rings,
+        cpu: host::cpu_model(&supported, host_tsc_khz),
+        vm,
+        ram,
+        console_handle: ConsoleHandle::new(Arc::clone(&console), input),
+        console,
+        flusher: Mutex::new(Some(flusher)),
+        spec,
+        host_tsc_khz,
+    })
+}
+
+fn build_devices(
+    vm: &Arc<Vm>,
+    ram: &Arc<GuestRam>,
+    console: &Arc<Console>,
+    sink: &Arc<dyn ShutdownSink>,
+) -> Result<Devices, MachineError> {
+    let _ = ram;
+    let serial = Arc::new(SerialPort::new(vm.interrupt(map::SERIAL_IRQ)?, Arc::clone(console))?);
+    let rtc: Arc<dyn Device> = Arc::new(Rtc::new());
+    let mut all: Vec<Arc<dyn Device>> = vec![Arc::clone(&serial) as _, Arc::clone(&rtc)];
+    let (mut ports, mmio) = (Bus::default(), Bus::default());
+    ports.insert(map::SERIAL_PORT, map::SERIAL_PORTS, Arc::clone(&serial) as _);
+    ports.insert(map::RTC_PORT, 2, rtc);
+    for (port, length, device) in ShutdownPorts::all(sink) {
+        let device: Arc<dyn Device> = Arc::new(device);
+        ports.insert(u64::from(port), u64::from(length), Arc::clone(&device));
+        all.push(device);
+    }
+    Ok(Devices { all, ports, mmio, serial })
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &Vm, supported: &CpuId, cpus: u8) -> Result<Vec<VcpuFd>, MachineError> {
+    let deadline_timer = cpuid::has_deadline_timer(kvm);
+    let mut fds = Vec::with_capacity(usize::from(cpus));
+    for id in 0..cpus {
+        let fd = vm.fd().create_vcpu(u64::from(id)).map_err(MachineError::kvm("create a vCPU"))?;
+        let cpuid = cpuid::for_vcpu(supported, deadline_timer, id, cpus);
+        fd.set_cpuid2(&cpuid).map_err(MachineError::kvm("set CPUID"))?;
+        fds.push(fd);
+    }
+    Ok(fds)
+}
+
+fn build_rings(vm: &Arc<Vm>, fds: &[VcpuFd]) -> Result<Option<Arc<RingCollector>>, MachineError> {
+    let mut rings = Vec::with_capacity(fds.len());
+    for fd in fds {
+        match vm.ring_of(fd)? {
+            Some(ring) => rings.push(ring),
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(Arc::new(RingCollector::new(vm.duplicate_fd()?, vm.slots().to_vec(), rings))))
+}
+
+/// Loads kernel, initrd, command line and tables, and points the first vCPU at the entry.
+pub(super) fn load(inner: &Inner) -> Result<(), MachineError> {
+    let entry = boot::load(&inner.ram, &inner.spec, &[])?;
+    let vcpus = inner.vcpus();
+    ask_all(vcpus.get(..1).unwrap_or(&[]), |_, answer| Command::Boot(entry, answer))?;
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! Saving and restoring everything but memory.
+
+use super::Inner;
+use crate::MachineError;
+use crate::clock;
+use crate::devices::DeviceState;
+use crate::state::{
+    ClockState, IrqChips, MachineFacts, PitState, SECTION_VERSION, SectionReader, SectionWriter, StateError,
+};
+use crate::vcpu::{Command, VcpuState, ask_all};
+
+fn vcpu_section(id: usize) -> String {
+    format!("vcpu.{id}")
+}
+
+fn device_section(name: &str) -> String {
+    format!("device.{name}")
+}
+
+impl Inner {
+    fn facts(&self) -> MachineFacts {
+        MachineFacts { layout: self.ram.layout().clone(), cpus: self.spec.cpus }
+    }
+
+    /// The state, while paused. vCPUs save themselves in parallel.
+    pub(super) fn save(&self) -> Result<Vec<u8>, MachineError> {
+        let vcpus = ask_all(&self.vcpus(), |_, answer| Command::Save(answer))?;
+        let mut writer = SectionWriter::default();
+        writer.put("machine", SECTION_VERSION, &self.facts())?;
+        writer.put("clock", SECTION_VERSION, &clock::save(self.vm.fd(), self.host_tsc_khz)?)?;
+        writer.put("irqchips", SECTION_VERSION, &self.vm.save_irqchips()?)?;
+        writer.put("pit", SECTION_VERSION, &self.vm.save_pit()?)?;
+        for (id, vcpu) in vcpus.iter().enumerate() {
+            writer.put(&vcpu_section(id), SECTION_VERSION, vcpu)?;
+        }
+        for device in &self.devices {
+            let DeviceState { version, payload } = device.save()?;
+            writer.put_bytes(&device_section(&device.name()), version, &payload)?;
+        }
+        Ok(writer.finish())
+    }
+
+    /// Parses everything, then applies it: a damaged state changes nothing.
+    pub(super) fn restore(&self, state: &[u8]) -> Result<(), MachineError> {
+        let mut reader = SectionReader::open(state)?;
+        let facts: MachineFacts = reader.take("machine", SECTION_VERSION)?;
+        self.check_facts(&facts)?;
+        let clock: ClockState = reader.take("clock", SECTION_VERSION)?;
+        let chips: IrqChips = reader.take("irqchips", SECTION_VERSION)?;
+        let pit: PitState = reader.take("pit", SECTION_VERSION)?;
+        let mut vcpus = Vec::with_capacity(usize::from(self.spec.cpus));
+        for id in 0..usize::from(self.spec.cpus) {
+            let vcpu: VcpuState = reader.take(&vcpu_section(id), SECTION_VERSION)?;
+            vcpu.check()?;
+            vcpus.push(Some(Box::new(vcpu)));
+        }
+        let mut devices = Vec::with_capacity(self.devices.len());
+        for device in &self.devices {
+            let (version, payload) = reader.take_bytes(&device_section(&device.name()))?;
+            devices.push(DeviceState { version, payload: payload.to_vec() });
+        }
+        reader.finish()?;
+
+        self.vm.restore_irqchips(&chips)?;
+        self.vm.restore_pit(&pit)?;
+        let shift = clock::restore(self.vm.fd(), &clock, self.host_tsc_khz)?;
+        ask_all(&self.vcpus(), |id, answer| match vcpus[id].take() {
+            Some(vcpu) => Command::Restore(vcpu, shift, answer),
+            None => unreachable!("every vCPU is asked once"),
+        })?;
+        for (device, state) in self.devices.iter().zip(&devices) {
+            device.restore(state)?;
+        }
+        Ok(())
+    }
+
+    fn check_facts(&self, saved: &MachineFacts) -> Result<(), StateError> {
+        let MachineFacts { layout, cpus } = saved;
+        if *cpus != self.spec.cpus {
+            return Err(StateError::Mismatch(format!("it has {cpus} vCPUs, this machine has {}", self.spec.cpus)));
+        }
+        if layout != self.ram.layout() {
+            let (theirs, ours) = (layout.total_bytes(), self.ram.layout().total_bytes());
+            return Err(StateError::Mismatch(format!("it has {theirs} bytes of RAM in its layout, this one {ours}")));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,69 @@
+//! The processor a guest sees: what KVM supports, with this vCPU's place in the topology put in.
+//!
+//! One socket, one thread per core, APIC id = vCPU number.
+
+use crate::MachineError;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_ioctls::{Cap, Kvm};
+
+/// Everything KVM can offer on this host.
+pub(crate) fn supported(kvm: &Kvm) -> Result<CpuId, MachineError> {
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(MachineError::kvm("tell the supported CPUID"))
+}
+
+/// Is the LAPIC's TSC-deadline timer there? KVM reports it as a capability, not in its CPUID.
+pub(crate) fn has_deadline_timer(kvm: &Kvm) -> bool {
+    kvm.check_extension(Cap::TscDeadlineTimer)
+}
+
+const HYPERVISOR: u32 = 1 << 31;
+const TSC_DEADLINE: u32 = 1 << 24;
+const HYPER_THREADING: u32 = 1 << 28;
+
+/// `supported` as vCPU `vcpu` of `cpus` sees it.
+pub(crate) fn for_vcpu(supported: &CpuId, deadline_timer: bool, vcpu: u8, cpus: u8) -> CpuId {
+    let mut cpuid = supported.clone();
+    for entry in cpuid.as_mut_slice() {
+        place(entry, deadline_timer, u32::from(vcpu), u32::from(cpus));
+    }
+    cpuid
+}
+
+fn place(entry: &mut kvm_cpuid_entry2, deadline_timer: bool, vcpu: u32, cpus: u32) {
+    // Bits needed to number the vCPUs.
+    let id_bits = cpus.next_power_of_two().trailing_zeros();
+    match entry.function {
+        1 => {
+            // Initial APIC id, logical processors, CLFLUSH size (kept).
+            entry.ebx = entry.ebx & 0xff00 | vcpu << 24 | cpus << 16;
+            entry.ecx |= HYPERVISOR;
+            if deadline_timer {
+                entry.ecx |= TSC_DEADLINE;
+            }
+            if cpus > 1 {
+                entry.edx |= HYPER_THREADING;
+            }
+        }
+        // Deterministic caches: cores of the package, and the last level shared by all of them.
+        4 if entry.eax & 0x1f != 0 => {
+            let level = entry.eax >> 5 & 7;
+            let sharing = if level >= 3 { (1 << id_bits) - 1 } else { 0 };
+            entry.eax = entry.eax & 0x3fff | sharing << 14 | ((1 << id_bits) - 1) << 26;
+        }
+        // Extended topology: level 0 is threads (one each), level 1 is cores.
+        0xb | 0x1f => {
+            let (shift, processors, kind) = match entry.index {
+                0 => (0, 1, 1),
+                1 => (id_bits, cpus, 2),
+                _ => (0, 0, 0),
+            };
+            (entry.eax, entry.ebx, entry.ecx) = (shift, processors, entry.index | kind << 8);
+            entry.edx = vcpu;
+        }
+        // AMD: cores in the package and bits of their ids.
+        0x8000_0008 if entry.ecx != 0 => entry.ecx = entry.ecx & !0xf0ff | id_bits << 12 | (cpus - 1),
+        // AMD: extended APIC id, one thread per core, one node.
+        0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (vcpu, vcpu, 0),
+        _ => {}
+    }
+}

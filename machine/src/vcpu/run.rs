@@ -1,0 +1,282 @@
+//! The vCPU thread: enters the guest, answers its exits, and stops cleanly when asked.
+
+use super::state::{boot, restore, save};
+use super::{Command, VcpuParts};
+use crate::MachineError;
+use crate::bus::Bus;
+use crate::devices::ShutdownSink;
+use crate::machine::ExitReason;
+use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use vmotion_dirty_tracking::RingCollector;
+use vmotion_sys::kvm::ImmediateExit;
+use vmotion_sys::signal::KickTarget;
+
+/// How long to wait for vCPUs to park before kicking them again, in milliseconds. A kick is never lost by design; this
+/// is the belt to those braces.
+const KICK_AGAIN_MS: u64 = 20;
+/// Longest a vCPU may take to leave the guest, in seconds.
+const PARK_S_MAX: u64 = 10;
+
+/// How other threads stop a vCPU.
+#[derive(Debug)]
+pub(crate) struct VcpuShared {
+    stop: AtomicBool,
+    immediate_exit: ImmediateExit,
+    thread: OnceLock<KickTarget>,
+}
+
+impl VcpuShared {
+    pub(super) fn new(fd: &VcpuFd) -> Result<Self, MachineError> {
+        let immediate_exit = ImmediateExit::map(fd).map_err(MachineError::sys("map a vCPU"))?;
+        Ok(Self { stop: AtomicBool::new(true), immediate_exit, thread: OnceLock::new() })
+    }
+
+    /// Makes the vCPU leave the guest and park. The flag first: a thread that is between exits sees it; one that is
+    /// about to enter returns at once; one that is inside is kicked out by the signal.
+    pub(crate) fn request_stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.immediate_exit.set(true);
+        if let Some(thread) = self.thread.get() {
+            thread.kick();
+        }
+    }
+
+    /// Allows the vCPU to run; the next [`Command::Run`] does it.
+    pub(crate) fn allow_run(&self) {
+        self.immediate_exit.set(false);
+        self.stop.store(false, Ordering::SeqCst);
+    }
+}
+
+/// How many vCPUs are in or on their way into the guest.
+#[derive(Debug, Default)]
+pub(crate) struct ParkedCount {
+    running: Mutex<usize>,
+    parked: Condvar,
+}
+
+impl ParkedCount {
+    pub(crate) fn set_running(&self, vcpus: usize) {
+        *self.lock() = vcpus;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn park(&self) {
+        let mut running = self.lock();
+        *running = running.saturating_sub(1);
+        if *running == 0 {
+            self.parked.notify_all();
+        }
+    }
+
+    /// Waits until all are parked, calling `kick` now and then; false when they take too long.
+    pub(crate) fn wait(&self, mut kick: impl FnMut()) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(PARK_S_MAX);
+        let mut running = self.lock();
+        while *running > 0 {
+            let again = Duration::from_millis(KICK_AGAIN_MS);
+            let (guard, waited) = self.parked.wait_timeout(running, again).unwrap_or_else(PoisonError::into_inner);
+            running = guard;
+            if waited.timed_out() && *running > 0 {
+                if Instant::now() > deadline {
+                    return false;
+                }
+                kick();
+            }
+        }
+        true
+    }
+}
+
+type ExitNotify = Box<dyn Fn(&ExitReason) + Send + Sync>;
+
+/// The first reason the guest gave to end, and all vCPUs, which must stop then.
+#[derive(Default)]
+pub(crate) struct Exits {
+    reason: Mutex<Option<ExitReason>>,
+    changed: Condvar,
+    vcpus: OnceLock<Vec<Arc<VcpuShared>>>,
+    notify: Mutex<Vec<ExitNotify>>,
+}
+
+impl Exits {
+    pub(crate) fn set_vcpus(&self, vcpus: Vec<Arc<VcpuShared>>) {
+        // Called once, while the machine is built.
+        let _ = self.vcpus.set(vcpus);
+    }
+
+    pub(crate) fn reason(&self) -> Option<ExitReason> {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Calls `notify` once with the reason, at once when there is one already.
+    pub(crate) fn on_exit(&self, notify: ExitNotify) {
+        let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*reason {
+            Some(reason) => notify(reason),
+            None => self.notify.lock().unwrap_or_else(PoisonError::into_inner).push(notify),
+        }
+    }
+
+    pub(crate) fn wait(&self, within: Duration) -> Option<ExitReason> {
+        let deadline = Instant::now() + within;
+        let mut reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        while reason.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            reason = self.changed.wait_timeout(reason, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        reason.clone()
+    }
+}
+
+impl ShutdownSink for Exits {
+    fn shut_down(&self, reason: ExitReason) {
+        let mut first = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.is_some() {
+            return;
+        }
+        *first = Some(reason.clone());
+        for vcpu in self.vcpus.get().into_iter().flatten() {
+            vcpu.request_stop();
+        }
+        self.changed.notify_all();
+        let notify = std::mem::take(&mut *self.notify.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(first);
+        notify.iter().for_each(|call| call(&reason));
+    }
+}
+
+/// What all vCPUs of a machine share.
+pub(crate) struct RunContext {
+    pub(crate) ports: Bus,
+    pub(crate) mmio: Bus,
+    pub(crate) exits: Arc<Exits>,
+    pub(crate) parked: ParkedCount,
+    /// Where the machine has dirty rings: who empties a full one. Set once the rings of all vCPUs are mapped.
+    pub(crate) rings: OnceLock<Arc<RingCollector>>,
+}
+
+pub(super) struct VcpuThread {
+    parts: VcpuParts,
+    shared: Arc<VcpuShared>,
+}
+
+/// What an exit means for the thread.
+enum Next {
+    Enter,
+    Interrupted,
+    Ended(ExitReason),
+}
+
+impl VcpuThread {
+    pub(super) const fn new(parts: VcpuParts, shared: Arc<VcpuShared>) -> Self {
+        Self { parts, shared }
+    }
+
+    /// Serves commands until told to end, or until the machine is gone.
+    pub(super) fn serve(&mut self, commands: &Receiver<Command>) {
+        // Nobody else sets it.
+        let _ = self.shared.thread.set(KickTarget::current());
+        while let Ok(command) = commands.recv() {
+            // An asker that does not wait for its answer any more has given up on this machine.
+            match command {
+                Command::Run => self.run(),
+                Command::Boot(entry, answer) => drop(answer.send(boot(&self.parts.fd, entry))),
+                Command::Save(answer) => drop(answer.send(save(&mut self.parts))),
+                Command::Restore(state, shift, answer) => {
+                    drop(answer.send(restore(&mut self.parts, *state, &shift)));
+                }
+                Command::End => return,
+            }
+        }
+    }
+
+    fn run(&mut self) {
+        let ended = loop {
+            if self.shared.stop.load(Ordering::SeqCst) {
+                break self.finish_io();
+            }
+            match self.enter() {
+                Next::Enter | Next::Interrupted => {}
+                Next::Ended(reason) => break Some(reason),
+            }
+        };
+        if let Some(reason) = ended {
+            self.parts.context.exits.shut_down(reason);
+            // Registers are not worth saving any more, but nothing may hang on a half-done exit either.
+        }
+        self.parts.context.parked.park();
+    }
+
+    /// Lets KVM finish the I/O of the last exit, which happens when the guest is entered next: enters it with the
+    /// immediate-exit flag, until KVM says that it would enter now.
+    fn finish_io(&mut self) -> Option<ExitReason> {
+        self.shared.immediate_exit.set(true);
+        loop {
+            match self.enter() {
+                Next::Enter => {}
+                Next::Interrupted => return None,
+                Next::Ended(reason) => return Some(reason),
+            }
+        }
+    }
+
+    fn enter(&mut self) -> Next {
+        let VcpuParts { id, fd, context, .. } = &mut self.parts;
+        match fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => context.ports.write(u64::from(port), data),
+            Ok(VcpuExit::IoIn(port, data)) => context.ports.read(u64::from(port), data),
+            Ok(VcpuExit::MmioWrite(address, data)) => context.mmio.write(address, data),
+            Ok(VcpuExit::MmioRead(address, data)) => context.mmio.read(address, data),
+            Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
+                if let Some(rings) = context.rings.get()
+                    && let Err(error) = rings.reap()
+                {
+                    return internal(*id, &format!("its full dirty ring cannot be emptied: {error}"));
+                }
+            }
+            Ok(VcpuExit::Shutdown) => return Next::Ended(ExitReason::TripleFault),
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {}
+            Ok(VcpuExit::InternalError) => return self.internal_error(),
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                return internal(*id, &format!("the processor refused to enter the guest: {reason:#x} on CPU {cpu}"));
+            }
+            Ok(other) => return internal(*id, &format!("unexpected exit {other:?}")),
+            Err(error) if error.errno() == libc::EINTR => return Next::Interrupted,
+            // EAGAIN: a processor that waits for INIT was woken.
+            Err(error) if error.errno() == libc::EAGAIN => {}
+            Err(error) => return internal(*id, &format!("KVM_RUN failed: {error}")),
+        }
+        Next::Enter
+    }
+
+    fn internal_error(&mut self) -> Next {
+        let registers = self.parts.fd.get_regs().map(|regs| format!("rip {:#x}, rsp {:#x}", regs.rip, regs.rsp));
+        let run = self.parts.fd.get_kvm_run();
+        // SAFETY: KVM_EXIT_INTERNAL_ERROR fills this member of the union; every bit pattern of it is valid.
+        let detail = unsafe { run.__bindgen_anon_1.internal };
+        let count = usize::try_from(detail.ndata).unwrap_or(0).min(detail.data.len());
+        let text = format!(
+            "KVM internal error {} {:x?} at {}",
+            detail.suberror,
+            &detail.data[..count],
+            registers.unwrap_or_else(|error| error.to_string())
+        );
+        internal(self.parts.id, &text)
+    }
+}
+
+fn internal(vcpu: u8, text: &str) -> Next {
+    Next::Ended(ExitReason::InternalError { text: format!("vCPU {vcpu}: {text}") })
+}
