@@ -51,9 +51,7 @@ impl PauseGuard {
     /// # Errors
     /// [`MachineError`] names what could not be saved; the guard still resumes the machine.
     pub fn save(&self) -> Result<Vec<u8>, MachineError> {
-        let state = self.inner().save()?;
-        self.inner().console.flush(Duration::from_millis(CONSOLE_FLUSH_MS));
-        Ok(state)
+        save(self.inner())
     }
 
     /// Gives up the automatic resume.
@@ -79,10 +77,24 @@ impl Drop for PauseGuard {
 }
 
 impl Frozen {
+    /// The complete state of the machine but its memory; as [`PauseGuard::save`].
+    ///
+    /// # Errors
+    /// [`MachineError`] names what could not be saved.
+    pub fn save(&self) -> Result<Vec<u8>, MachineError> {
+        save(&self.inner)
+    }
+
     /// Runs the guest again: whoever calls this knows that no other copy does.
     pub fn thaw(self) {
         resume(&self.inner, Phase::Frozen);
     }
+}
+
+fn save(inner: &Inner) -> Result<Vec<u8>, MachineError> {
+    let state = inner.save()?;
+    inner.console.flush(Duration::from_millis(CONSOLE_FLUSH_MS));
+    Ok(state)
 }
 
 fn resume(inner: &Inner, expected: Phase) {
