@@ -1,0 +1,23 @@
+//! What do controller, agents and operators say to each other over HTTP?
+//!
+//! Messages (JSON), one typed client for each service, and the mutually authenticated TLS server under both. It holds no
+//! decisions: handlers live in `controller` and `agent`.
+
+#![forbid(unsafe_code)]
+
+mod agent;
+mod client;
+mod controller;
+mod problem;
+mod server;
+
+pub use agent::{
+    AgentClient, ConsoleQuery, Heartbeat, HostReport, IncomingReady, IncomingRequest, MoveReport, OutgoingRequest,
+    SnapshotRequest, StartRequest,
+};
+pub use client::{ClientError, ConsoleChunk, HttpClient};
+pub use controller::{
+    CasRequest, ControllerClient, CreateRequest, Judgement, MachineView, MoveCommand, Operation, Placement, Verdict,
+};
+pub use problem::{Json, Problem};
+pub use server::{Caller, TlsListener, serve};
