@@ -1,0 +1,51 @@
+//! A guest that checks itself survives being moved between machines, again and again.
+
+mod common;
+
+use common::{Probe, Watcher, hop, kvm_or_skip};
+use std::time::Duration;
+use vmotion_machine::ExitReason;
+use vmotion_model::DirtySource;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Boots `cpus` vCPUs, moves the guest `hops` times under load, and lets it check everything at the end.
+fn survives(test: &str, cpus: u8, source: DirtySource, hops: usize) {
+    if !kvm_or_skip(test) {
+        return;
+    }
+    let seconds = hops / 2 + 3;
+    let cmdline = format!("ws=67108864 rate=100000000 verify=50000000 hb=10 beat=line seconds={seconds} poweroff=0x600:0x34");
+    let probe = Probe::new(cpus, 128, source, &cmdline);
+    let mut machine = probe.boot();
+    let mut watcher = Watcher::default();
+    watcher.wait_for(&machine, "READY", SOON);
+    for _ in 0..hops {
+        watcher.wait_for(&machine, "H ", SOON);
+        machine = hop(machine, &probe.config);
+    }
+    assert_eq!(machine.wait_exit(Duration::from_secs(60)), Some(ExitReason::PowerOff));
+    watcher.read(&machine);
+    watcher.assert_sound();
+    assert!(watcher.text.contains("errors=0"), "{}", watcher.text);
+}
+
+#[test]
+fn one_vcpu_with_the_dirty_log() {
+    survives("one_vcpu_with_the_dirty_log", 1, DirtySource::Log, 10);
+}
+
+#[test]
+fn two_vcpus_with_the_dirty_ring() {
+    survives("two_vcpus_with_the_dirty_ring", 2, DirtySource::Ring, 10);
+}
+
+#[test]
+fn four_vcpus_with_the_dirty_log() {
+    survives("four_vcpus_with_the_dirty_log", 4, DirtySource::Log, 10);
+}
+
+#[test]
+fn four_vcpus_with_the_dirty_ring() {
+    survives("four_vcpus_with_the_dirty_ring", 4, DirtySource::Ring, 10);
+}
