@@ -64,6 +64,11 @@ pub(crate) trait Device: Send + Sync {
     /// Goes on after [`Self::quiesce`], or starts after [`Self::restore`].
     fn resume(&self) {}
 
+    /// Makes what the guest was told is done visible outside this host. May be called while it runs.
+    fn settle(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     /// The complete state; only called while quiesced.
     fn save(&self) -> Result<DeviceState, MachineError> {
         Err(failed(&self.name(), "it cannot be saved"))

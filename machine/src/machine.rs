@@ -6,6 +6,7 @@ mod snapshot;
 
 pub use pause::{Frozen, PauseGuard};
 
+use crate::boot::MmioPlace;
 use crate::console::{Console, Flusher};
 use crate::devices::Device;
 use crate::memory::{Filling, GuestRam};
@@ -88,6 +89,8 @@ pub(crate) struct Inner {
     vcpus: Mutex<Vec<Vcpu>>,
     context: Arc<RunContext>,
     devices: Vec<Arc<dyn Device>>,
+    /// Where the virtio devices are, for the command line.
+    places: Vec<MmioPlace>,
     rings: Option<Arc<RingCollector>>,
     vm: Arc<Vm>,
     ram: Arc<GuestRam>,
@@ -134,6 +137,10 @@ impl Inner {
         }
         *phase = Phase::Running;
         Ok(())
+    }
+
+    fn settle(&self) -> Result<(), MachineError> {
+        self.devices.iter().try_for_each(|device| device.settle())
     }
 
     /// Takes all vCPUs out of the guest, in parallel.
@@ -217,6 +224,15 @@ impl Machine {
     /// [`MachineError::WrongState`] when it does not run; [`MachineError::VcpuSilent`] when a vCPU does not stop.
     pub fn pause(&self) -> Result<PauseGuard, MachineError> {
         PauseGuard::new(Arc::clone(&self.inner))
+    }
+
+    /// Brings what the guest has written to its disks to stable storage, while it runs. Called shortly before a pause, it
+    /// leaves less of that to [`PauseGuard::settle`].
+    ///
+    /// # Errors
+    /// [`MachineError::Device`] names the disk that failed.
+    pub fn settle(&self) -> Result<(), MachineError> {
+        self.inner.settle()
     }
 
     /// The machine's memory.

@@ -49,3 +49,24 @@ fn four_vcpus_with_the_dirty_log() {
 fn four_vcpus_with_the_dirty_ring() {
     survives("four_vcpus_with_the_dirty_ring", 4, DirtySource::Ring, 10);
 }
+
+#[test]
+fn disk_requests_in_flight_move_along() {
+    if !kvm_or_skip("disk_requests_in_flight_move_along") {
+        return;
+    }
+    let cmdline = "ws=33554432 rate=50000000 disk_rate=2000 hb=10 beat=line seconds=8 poweroff=0x600:0x34";
+    let probe = Probe::new(2, 128, DirtySource::Log, cmdline).disk(32 << 20, false).disk(1 << 20, false);
+    let mut machine = probe.boot();
+    let mut watcher = Watcher::default();
+    watcher.wait_for(&machine, "READY", SOON);
+    assert!(watcher.text.contains("disks=2"), "{}", watcher.text);
+    for _ in 0..10 {
+        watcher.wait_for(&machine, "H ", SOON);
+        machine = hop(machine, &probe.config);
+    }
+    assert_eq!(machine.wait_exit(Duration::from_secs(60)), Some(ExitReason::PowerOff));
+    watcher.read(&machine);
+    watcher.assert_sound();
+    assert!(watcher.text.contains("errors=0"), "{}", watcher.text);
+}

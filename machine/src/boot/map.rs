@@ -9,6 +9,8 @@
 //!   0x0009_fc00  end of low RAM               0x1_0000_0000  RAM again
 //! ```
 
+use super::MmioPlace;
+use crate::devices::virtio::MMIO_BYTES;
 use vmotion_model::MemoryLayout;
 
 /// Descriptor table for the 64-bit Linux entry.
@@ -41,7 +43,6 @@ pub(crate) const IOAPIC: u32 = 0xfec0_0000;
 /// LAPICs.
 pub(crate) const LAPIC: u32 = 0xfee0_0000;
 /// First virtio-mmio device; each has a page.
-#[allow(dead_code, reason = "used once virtio devices exist")]
 pub(crate) const VIRTIO_MMIO: u64 = MemoryLayout::HOLE_START;
 
 /// First port of the 16550.
@@ -53,5 +54,10 @@ pub(crate) const SERIAL_IRQ: u32 = 4;
 /// First port of the CMOS clock.
 pub(crate) const RTC_PORT: u64 = 0x70;
 /// Interrupts of virtio-mmio devices, in order: the ISA lines nothing else uses, so that kernels without IOAPIC see them too.
-#[allow(dead_code, reason = "used once virtio devices exist")]
 pub(crate) const VIRTIO_IRQS: [u32; 9] = [5, 6, 7, 9, 10, 11, 12, 14, 15];
+
+/// Places for virtio-mmio devices, in order.
+pub(crate) fn virtio_places() -> impl Iterator<Item = MmioPlace> {
+    let addresses = (VIRTIO_MMIO..).step_by(usize::try_from(MMIO_BYTES).unwrap_or(usize::MAX));
+    VIRTIO_IRQS.into_iter().zip(addresses).map(|(irq, address)| MmioPlace { address, irq })
+}

@@ -1,9 +1,10 @@
 //! Putting a machine together. Everything a later restore does not have to do happens here.
 
 use super::{Inner, Phase};
-use crate::boot::{self, map};
+use crate::boot::{self, MmioPlace, map};
 use crate::bus::Bus;
 use crate::console::{Console, ConsoleInput};
+use crate::devices::virtio::{Backend, Block, Entropy, MMIO_BYTES, NOTIFY_OFFSET, Transport};
 use crate::devices::{Device, Rtc, SerialPort, ShutdownPorts, ShutdownSink};
 use crate::host;
 use crate::memory::GuestRam;
@@ -11,11 +12,12 @@ use crate::vcpu::{Command, Exits, MsrPlan, ParkedCount, RunContext, Vcpu, VcpuPa
 use crate::vm::{Vm, open_kvm};
 use crate::{ConsoleHandle, MachineConfig, MachineError};
 use kvm_bindings::CpuId;
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, OnceLock};
 use vmotion_dirty_tracking::{DirtyBackend, RingCollector};
-use vmotion_model::MemoryLayout;
+use vmm_sys_util::eventfd::EventFd;
+use vmotion_model::{MachineSpec, MemoryLayout};
 
 /// Devices, and the buses they sit on.
 struct Devices {
@@ -23,6 +25,7 @@ struct Devices {
     ports: Bus,
     mmio: Bus,
     serial: Arc<SerialPort>,
+    places: Vec<MmioPlace>,
 }
 
 /// Builds everything; no thread runs guest code yet.
@@ -37,7 +40,7 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
     let (console, flusher) = Console::start(&config.console)?;
     let exits = Arc::new(Exits::default());
     let sink: Arc<dyn ShutdownSink> = Arc::clone(&exits) as _;
-    let devices = build_devices(&vm, &ram, &console, &sink)?;
+    let devices = build_devices(&vm, &ram, &spec, &console, &sink)?;
 
     let supported = cpuid::supported(&kvm)?;
     let fds = create_vcpus(&kvm, &vm, &supported, spec.cpus)?;
@@ -66,6 +69,7 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
         vcpus: Mutex::new(vcpus),
         context,
         devices: devices.all,
+        places: devices.places,
         rings,
         cpu: host::cpu_model(&supported, host_tsc_khz),
         vm,
@@ -81,14 +85,14 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
 fn build_devices(
     vm: &Arc<Vm>,
     ram: &Arc<GuestRam>,
+    spec: &MachineSpec,
     console: &Arc<Console>,
     sink: &Arc<dyn ShutdownSink>,
 ) -> Result<Devices, MachineError> {
-    let _ = ram;
     let serial = Arc::new(SerialPort::new(vm.interrupt(map::SERIAL_IRQ)?, Arc::clone(console))?);
     let rtc: Arc<dyn Device> = Arc::new(Rtc::new());
     let mut all: Vec<Arc<dyn Device>> = vec![Arc::clone(&serial) as _, Arc::clone(&rtc)];
-    let (mut ports, mmio) = (Bus::default(), Bus::default());
+    let (mut ports, mut mmio) = (Bus::default(), Bus::default());
     ports.insert(map::SERIAL_PORT, map::SERIAL_PORTS, Arc::clone(&serial) as _);
     ports.insert(map::RTC_PORT, 2, rtc);
     for (port, length, device) in ShutdownPorts::all(sink) {
@@ -96,7 +100,38 @@ fn build_devices(
         ports.insert(u64::from(port), u64::from(length), Arc::clone(&device));
         all.push(device);
     }
-    Ok(Devices { all, ports, mmio, serial })
+    let mut places = Vec::new();
+    for (backend, place) in virtio_backends(spec)?.into_iter().zip(map::virtio_places()) {
+        let device = connect_virtio(vm, ram, backend, place)?;
+        mmio.insert(place.address, MMIO_BYTES, Arc::clone(&device));
+        all.push(device);
+        places.push(place);
+    }
+    Ok(Devices { all, ports, mmio, serial, places })
+}
+
+/// The machine's virtio devices, in the order of their places: disks first, so that the first is the first the guest finds.
+fn virtio_backends(spec: &MachineSpec) -> Result<Vec<Box<dyn Backend>>, MachineError> {
+    let mut backends: Vec<Box<dyn Backend>> = Vec::with_capacity(spec.disks.len() + 1);
+    for (index, disk) in spec.disks.iter().enumerate() {
+        backends.push(Box::new(Block::open(index, disk)?));
+    }
+    backends.push(Box::new(Entropy::open()?));
+    debug_assert!(backends.len() <= map::VIRTIO_IRQS.len(), "spec limits keep devices within their places");
+    Ok(backends)
+}
+
+fn connect_virtio(
+    vm: &Vm,
+    ram: &Arc<GuestRam>,
+    backend: Box<dyn Backend>,
+    place: MmioPlace,
+) -> Result<Arc<dyn Device>, MachineError> {
+    // Blocking: the worker sleeps in it.
+    let notify = EventFd::new(libc::EFD_CLOEXEC).map_err(MachineError::sys("create an eventfd"))?;
+    let address = IoEventAddress::Mmio(place.address + NOTIFY_OFFSET);
+    vm.fd().register_ioevent(&notify, &address, NoDatamatch).map_err(MachineError::kvm("connect a notification"))?;
+    Ok(Arc::new(Transport::start(backend, Arc::clone(ram), notify, vm.interrupt(place.irq)?)?))
 }
 
 fn create_vcpus(kvm: &Kvm, vm: &Vm, supported: &CpuId, cpus: u8) -> Result<Vec<VcpuFd>, MachineError> {
@@ -124,7 +159,7 @@ fn build_rings(vm: &Arc<Vm>, fds: &[VcpuFd]) -> Result<Option<Arc<RingCollector>
 
 /// Loads kernel, initrd, command line and tables, and points the first vCPU at the entry.
 pub(super) fn load(inner: &Inner) -> Result<(), MachineError> {
-    let entry = boot::load(&inner.ram, &inner.spec, &[])?;
+    let entry = boot::load(&inner.ram, &inner.spec, &inner.places)?;
     let vcpus = inner.vcpus();
     ask_all(vcpus.get(..1).unwrap_or(&[]), |_, answer| Command::Boot(entry, answer))?;
     Ok(())

@@ -54,9 +54,21 @@ impl PauseGuard {
         save(self.inner())
     }
 
-    /// Gives up the automatic resume.
-    #[must_use]
-    pub fn freeze(mut self) -> Frozen {
+    /// Waits until everything the guest wrote to its disks is on stable storage, where another host sees it. The flush
+    /// began with the pause; sending the last pages meanwhile hides it.
+    ///
+    /// # Errors
+    /// [`MachineError::Device`] names the disk that failed.
+    pub fn settle(&self) -> Result<(), MachineError> {
+        self.inner().settle()
+    }
+
+    /// Gives up the automatic resume, after [`Self::settle`].
+    ///
+    /// # Errors
+    /// [`MachineError::Device`] when a disk cannot be flushed: then the machine is resumed, it may not leave this host.
+    pub fn freeze(mut self) -> Result<Frozen, MachineError> {
+        self.settle()?;
         let inner = Arc::clone(self.inner());
         self.inner = None;
         let mut phase = inner.phase();
@@ -64,7 +76,7 @@ impl PauseGuard {
             *phase = Phase::Frozen;
         }
         drop(phase);
-        Frozen { inner }
+        Ok(Frozen { inner })
     }
 }
 
