@@ -172,7 +172,7 @@ impl Tracking {
 /// File: length of the state, the state, then (index, page) for every page that was ever touched.
 fn save(machine: &Machine, file: &str) -> Outcome<()> {
     let began = Instant::now();
-    let frozen = machine.pause()?.freeze()?;
+    let frozen = machine.pause()?.freeze();
     let paused = began.elapsed();
     let state = frozen.save()?;
     println!("\n[paused in {paused:?}, saved {} bytes in {:?}]", state.len(), began.elapsed() - paused);

@@ -12,7 +12,7 @@
 
 mod container;
 
-pub use container::StateError;
+pub use container::{STATE_VERSION, StateError};
 pub(crate) use container::{SectionReader, SectionWriter};
 
 use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};

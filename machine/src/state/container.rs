@@ -15,7 +15,8 @@ use xxhash_rust::xxh3::xxh3_64;
 mod tests;
 
 const MAGIC: [u8; 8] = *b"VMOTSTAT";
-const VERSION: u16 = 1;
+/// Version of the saved state this build writes, and the newest it reads.
+pub const STATE_VERSION: u16 = 1;
 const CHECKSUM_BYTES: usize = 8;
 
 /// Largest saved state accepted, in bytes: 64 vCPUs with large vector state and devices fit ten times over.
@@ -35,7 +36,7 @@ pub enum StateError {
     #[error("Not a saved machine state")]
     Magic,
     /// Written by an incompatible version.
-    #[error("Saved state has format version {0}, supported is 1")]
+    #[error("Saved state has format version {0}, supported is {STATE_VERSION}")]
     Version(u16),
     /// Longer than any machine's.
     #[error("Saved state has {0} bytes, which is more than any machine has")]
@@ -119,7 +120,7 @@ impl SectionWriter {
         let Self { body, sections } = self;
         let mut state = Vec::with_capacity(MAGIC.len() + 4 + body.len() + CHECKSUM_BYTES);
         state.extend_from_slice(&MAGIC);
-        state.extend_from_slice(&VERSION.to_le_bytes());
+        state.extend_from_slice(&STATE_VERSION.to_le_bytes());
         state.extend_from_slice(&sections.to_le_bytes());
         state.extend_from_slice(&body);
         let checksum = xxh3_64(&state);
@@ -161,7 +162,7 @@ impl<'a> SectionReader<'a> {
             return Err(StateError::Magic);
         }
         let version = u16::from_le_bytes(cursor.take_array("version")?);
-        if version != VERSION {
+        if version != STATE_VERSION {
             return Err(StateError::Version(version));
         }
         let covered = state.len().checked_sub(CHECKSUM_BYTES).ok_or(StateError::Length("checksum"))?;

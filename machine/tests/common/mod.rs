@@ -160,7 +160,7 @@ pub(crate) fn hop(source: Machine, config: &MachineConfig) -> Machine {
     tracker.fetch(&mut written).unwrap();
     copy(&source, &target, &written);
     assert_same_memory(&source, &target);
-    let frozen = guard.freeze().unwrap();
+    let frozen = guard.freeze();
     target.restore(&state).unwrap();
     target.resume().unwrap();
     drop(frozen);

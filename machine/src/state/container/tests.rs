@@ -60,7 +60,7 @@ proptest! {
     #[test]
     fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let mut state = MAGIC.to_vec();
-        state.extend_from_slice(&VERSION.to_le_bytes());
+        state.extend_from_slice(&STATE_VERSION.to_le_bytes());
         state.extend_from_slice(&bytes);
         let checksum = xxh3_64(&state);
         state.extend_from_slice(&checksum.to_le_bytes());
