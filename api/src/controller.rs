@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 use vmotion_model::{
     Epoch, Host, HostName, MachineName, MachineSpec, MachineState, MoveId, MoveOutcome, MoveProgress, MoveRequest,
-    MoveSummary, OwnerRecord,
+    MoveSummary, OwnerRecord, Placement,
 };
 use vmotion_transport::{ExpectedPeer, Identity};
 
@@ -44,42 +44,6 @@ pub struct MoveCommand {
     /// Only say where it would go, and why.
     #[serde(default)]
     pub dry_run: bool,
-}
-
-/// What the policy thinks of one host for one machine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Judgement {
-    /// The host.
-    pub host: HostName,
-    /// Could it, and how well.
-    pub verdict: Verdict,
-}
-
-/// Whether a host can take a machine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "verdict")]
-pub enum Verdict {
-    /// It can; more is better.
-    Fits {
-        /// From 0 to 100.
-        score: f64,
-        /// What the score is made of.
-        reasons: Vec<String>,
-    },
-    /// It cannot.
-    Rejected {
-        /// Every reason.
-        reasons: Vec<String>,
-    },
-}
-
-/// Where a machine goes, and why there.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Placement {
-    /// The best host; `None` when none fits.
-    pub chosen: Option<HostName>,
-    /// Every host that was looked at, best first.
-    pub judgements: Vec<Judgement>,
 }
 
 /// A machine as the controller knows it.
@@ -136,6 +100,9 @@ pub struct Operation {
     /// Why the target host was chosen.
     #[serde(default)]
     pub placement: Option<Placement>,
+    /// What it waits for, while a host that is needed does not answer.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// `POST /v1/owners/{machine}/cas`: replace `expected` by `wanted`. Answered with the record as it is afterwards.

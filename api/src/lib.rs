@@ -16,8 +16,7 @@ pub use agent::{
     SnapshotRequest, StartRequest,
 };
 pub use client::{ClientError, ConsoleChunk, HttpClient};
-pub use controller::{
-    CasRequest, ControllerClient, CreateRequest, Judgement, MachineView, MoveCommand, Operation, Placement, Verdict,
-};
+pub use controller::{CasRequest, ControllerClient, CreateRequest, MachineView, MoveCommand, Operation};
 pub use problem::{Json, Problem};
 pub use server::{Caller, TlsListener, serve};
+pub use vmotion_model::{Judgement, Placement, Verdict};

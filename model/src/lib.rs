@@ -9,6 +9,7 @@ mod memory;
 mod moves;
 mod name;
 mod owner;
+mod placement;
 mod size;
 mod spec;
 
@@ -21,5 +22,6 @@ pub use moves::{
 };
 pub use name::{DatacenterName, HostName, MachineName, NameError};
 pub use owner::{Epoch, OwnerRecord, OwnerState};
+pub use placement::{Judgement, Placement, Verdict};
 pub use size::{ByteSize, SizeError};
 pub use spec::{Backing, DirtySource, DiskSpec, MachineSpec, SpecError};
