@@ -47,7 +47,13 @@ pub trait PausedGuest: Send + 'static {
     /// # Errors
     /// When a device cannot be saved; the move is refused then.
     fn save(&self) -> Result<Vec<u8>, GuestError>;
-    /// From here on only a decision by the owner record lets the guest go on.
+    /// Waits until what the guest wrote to its disks is where another host sees it. Meant to run beside the sending of the
+    /// last pages.
+    ///
+    /// # Errors
+    /// When a disk cannot be flushed; the guest may not leave then.
+    fn settle(&self) -> Result<(), GuestError>;
+    /// From here on only a decision by the owner record lets the guest go on. [`Self::settle`] has succeeded before.
     fn freeze(self) -> Self::Frozen;
 }
 

@@ -13,6 +13,7 @@ mod convergence;
 mod copy;
 mod digest;
 pub mod guest;
+mod kvm;
 pub mod ownership;
 mod protocol;
 pub mod source;
@@ -22,8 +23,7 @@ pub mod target;
 mod model_check;
 #[cfg(test)]
 mod model_guest;
-#[cfg(test)]
-mod tests;
 
 pub use convergence::{Convergence, Decision, RoundReport};
 pub use digest::memory_digest;
+pub use kvm::{KvmSource, KvmTarget};

@@ -12,6 +12,9 @@ impl PausedGuest for Token {
     fn save(&self) -> Result<Vec<u8>, GuestError> {
         Ok(Vec::new())
     }
+    fn settle(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
     fn freeze(self) -> Self {
         self
     }

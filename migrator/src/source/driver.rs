@@ -447,6 +447,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             let digest = tokio::task::block_in_place(|| memory_digest(&*self.machine));
             self.source_digest = Some(digest.map_err(|error| chain(&error))?);
         }
+        tokio::task::block_in_place(|| guard.settle()).map_err(|error| chain(&error))?;
         sending.await.map_err(|error| error.to_string())?.map_err(|error| chain(&error))?;
         self.timeline.last_sent = Some(Instant::now());
         self.remaining = 0;

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use vmotion_model::{HostName, OwnerRecord};
 use vmotion_transport::{
     pages::{FrameDecoder, PageHasher},
@@ -76,9 +77,10 @@ enum Arrival {
 }
 
 impl<M: TargetMachine, O: OwnerStore> TargetMove<M, O> {
-    /// Runs the arrival to its end. `entered` hears the name of every state entered. Needs a multi-threaded tokio
-    /// runtime.
-    pub async fn run(self, entered: impl Fn(&'static str) + Send + Sync) -> TargetOutcome {
+    /// Runs the arrival to its end. `entered` hears the name of every state entered; `cancel` is honoured until every
+    /// page has arrived. Needs a multi-threaded tokio runtime. The future must not be dropped half-way: a record that was
+    /// asked for may have been given.
+    pub async fn run(self, entered: impl Fn(&'static str) + Send + Sync, cancel: CancellationToken) -> TargetOutcome {
         let Self { machine, store, listener, options } = self;
         let mut driver = Driver {
             machine,
@@ -95,8 +97,8 @@ impl<M: TargetMachine, O: OwnerStore> TargetMove<M, O> {
         entered(state.name());
         while let Some(next) = effect.take() {
             let event = match next {
-                Effect::Listen => driver.listen(listener.take()).await,
-                Effect::Fill => driver.fill().await,
+                Effect::Listen => until_cancelled(driver.listen(listener.take()), &cancel).await,
+                Effect::Fill => until_cancelled(driver.fill(), &cancel).await,
                 Effect::Load => driver.load().await,
                 Effect::Take => driver.take().await,
                 Effect::Run => match driver.run().await {
@@ -264,6 +266,13 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
             session.close("the move is over");
         }
         outcome
+    }
+}
+
+async fn until_cancelled(step: impl Future<Output = Event>, cancel: &CancellationToken) -> Event {
+    tokio::select! {
+        event = step => event,
+        () = cancel.cancelled() => Event::Failed("the move was cancelled".to_owned()),
     }
 }
 

@@ -1,0 +1,391 @@
+//! The life of a machine process: start or receive, run, move away or stop.
+
+use super::{Launch, ProcessState, Purpose, attach, control, outgoing::Outgoing, owner::ControllerStore, snapshot};
+use crate::directory::MachineDirectory;
+use std::{
+    net::UdpSocket,
+    os::fd::AsFd as _,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{net::UnixListener, sync::Notify};
+use vmotion_api::{ControllerClient, MoveReport, OutgoingRequest};
+use vmotion_machine::{ConsoleConfig, Machine, MachineConfig, STATE_VERSION};
+use vmotion_migrator::{
+    KvmTarget,
+    target::{TargetMove, TargetOptions, TargetOutcome},
+};
+use vmotion_model::{ApiError, ErrorCode, MachineState, MoveId, MoveOutcome, OwnerRecord, OwnerState};
+use vmotion_transport::{
+    ExpectedPeer, Identity, Principal, Tuning,
+    session::{TargetFacts, TargetListener},
+};
+
+/// How long a prepared target waits for its source.
+const SOURCE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The machine and what is being done with it; shared by all tasks of the process.
+pub(super) struct Life {
+    pub(super) directory: MachineDirectory,
+    pub(super) launch: Launch,
+    pub(super) machine: Arc<Machine>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) store: Arc<ControllerStore>,
+    state: Mutex<ProcessState>,
+    pub(super) outgoing: Mutex<Option<Arc<Outgoing>>>,
+    /// Cancels an arrival.
+    arrival: tokio_util::sync::CancellationToken,
+    end: Notify,
+}
+
+pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change under these locks is a plain assignment; a panic cannot leave half of one.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lives until the machine stopped, left or failed.
+pub(super) async fn live(directory: MachineDirectory, launch: Launch) -> Result<(), String> {
+    let control = UnixListener::bind(directory.control_socket())
+        .map_err(|error| format!("Cannot listen on {}: {error}", directory.control_socket().display()))?;
+    let life = match build(&directory, &launch) {
+        Ok(life) => Arc::new(life),
+        Err(reason) => {
+            let _ = directory.write_state(&failed(&launch, reason.clone()));
+            return Err(reason);
+        }
+    };
+    // The listener must exist before the agent is told that the machine is prepared.
+    let receiving = match life.launch.purpose.clone() {
+        Purpose::Start { from } => {
+            life.start(from).await?;
+            None
+        }
+        Purpose::Receive { move_id, ticket, record } => Some(life.listen(move_id, ticket, record)?),
+    };
+    life.save_state();
+    tokio::spawn(control::serve(control, Arc::clone(&life)));
+    if let Ok(listener) = UnixListener::bind(directory.console_socket()) {
+        tokio::spawn(attach::serve(listener, life.machine.console()));
+    }
+    let on_exit = Arc::clone(&life);
+    life.machine.on_exit(move |reason| on_exit.guest_ended(&reason.to_string()));
+    if let Some(arrival) = receiving {
+        life.receive(arrival).await;
+    }
+    life.end.notified().await;
+    life.machine.stop();
+    life.save_state();
+    Ok(())
+}
+
+fn failed(launch: &Launch, reason: String) -> ProcessState {
+    ProcessState {
+        spec: launch.spec.clone(),
+        epoch: launch.epoch,
+        state: MachineState::Failed,
+        pid: std::process::id(),
+        reason: Some(reason),
+        console_base: 0,
+        console_bytes: 0,
+        move_id: None,
+        left: false,
+    }
+}
+
+fn build(directory: &MachineDirectory, launch: &Launch) -> Result<Life, String> {
+    let chain = |error: &dyn std::error::Error| error_chain(error);
+    let identity = Arc::new(Identity::load(&launch.identity).map_err(|error| chain(&error))?);
+    let client = ControllerClient::new(&launch.controller, &identity).map_err(|error| chain(&error))?;
+    let store = Arc::new(ControllerStore::new(client, launch.spec.name.clone()));
+    let config = MachineConfig {
+        spec: launch.spec.clone(),
+        console: ConsoleConfig { log: Some(directory.console_log()), start_offset: 0 },
+    };
+    let boots = matches!(launch.purpose, Purpose::Start { from: None });
+    let machine = if boots { Machine::boot(&config) } else { Machine::prepare(&config) };
+    let machine = machine.map_err(|error| chain(&error))?;
+    let (state, move_id) = match &launch.purpose {
+        Purpose::Start { .. } => (MachineState::Starting, None),
+        Purpose::Receive { move_id, .. } => (MachineState::Incoming, Some(move_id.clone())),
+    };
+    let state = ProcessState { state, move_id, reason: None, ..failed(launch, String::new()) };
+    Ok(Life {
+        directory: directory.clone(),
+        launch: launch.clone(),
+        machine: Arc::new(machine),
+        identity,
+        store,
+        state: Mutex::new(state),
+        outgoing: Mutex::new(None),
+        arrival: tokio_util::sync::CancellationToken::new(),
+        end: Notify::new(),
+    })
+}
+
+/// An arrival that listens.
+struct Arrival {
+    target: TargetMove<KvmTarget, ControllerStore>,
+}
+
+impl Life {
+    pub(super) fn state(&self) -> ProcessState {
+        let mut state = lock(&self.state).clone();
+        state.console_bytes = self.machine.console().offset();
+        state
+    }
+
+    fn change(&self, change: impl FnOnce(&mut ProcessState)) {
+        change(&mut lock(&self.state));
+        self.save_state();
+    }
+
+    fn save_state(&self) {
+        if let Err(error) = self.directory.write_state(&self.state()) {
+            tracing::error!(%error, "state.json cannot be written");
+        }
+    }
+
+    /// The owner record that this process believes in.
+    pub(super) fn record(&self) -> OwnerRecord {
+        OwnerRecord {
+            machine: self.launch.spec.name.clone(),
+            epoch: lock(&self.state).epoch,
+            owner: self.launch.host.clone(),
+            state: OwnerState::Running,
+        }
+    }
+
+    async fn start(&self, from: Option<PathBuf>) -> Result<(), String> {
+        let started = match from {
+            Some(directory) => snapshot::load(&self.machine, &directory),
+            None => Ok(()),
+        };
+        let started = started.and_then(|()| self.machine.resume().map_err(|error| error_chain(&error)));
+        if let Err(reason) = started {
+            self.change(|state| {
+                state.state = MachineState::Failed;
+                state.reason = Some(reason.clone());
+            });
+            return Err(reason);
+        }
+        let base = self.machine.console().offset();
+        self.change(|state| {
+            state.state = MachineState::Running;
+            // A restored machine's log begins where the snapshot's console ended; a booted one's at 0.
+            state.console_base = if matches!(self.launch.purpose, Purpose::Start { from: Some(_) }) { base } else { 0 };
+        });
+        Ok(())
+    }
+
+    fn listen(
+        &self,
+        move_id: MoveId,
+        ticket: vmotion_transport::session::MoveTicket,
+        record: OwnerRecord,
+    ) -> Result<Arrival, String> {
+        // The agent bound the socket and passed it as our standard input.
+        let socket = std::io::stdin().as_fd().try_clone_to_owned().map(UdpSocket::from);
+        let socket = socket.map_err(|error| format!("Cannot use the UDP socket: {error}"))?;
+        let tuning = Tuning::default();
+        let expected = ExpectedPeer::Exactly(Principal::Host(record.owner.clone()));
+        let listener = TargetListener::new(socket, &self.identity, expected, ticket.clone(), tuning)
+            .map_err(|error| error_chain(&error))?;
+        let target = KvmTarget::new(Arc::clone(&self.machine)).map_err(|error| error_chain(&error))?;
+        let facts = TargetFacts {
+            features: std::collections::BTreeSet::new(),
+            layout: self.machine.memory().layout().clone(),
+            cpu: self.machine.cpu_model().clone(),
+            cpus: self.launch.spec.cpus,
+            state_version_max: STATE_VERSION,
+            machine: self.launch.spec.name.clone(),
+            move_id,
+            flows_max: Tuning::FLOWS_MAX,
+        };
+        let options = TargetOptions {
+            expected: record,
+            host: self.launch.host.clone(),
+            ticket,
+            facts,
+            patience: SOURCE_PATIENCE,
+        };
+        let store = Arc::clone(&self.store);
+        Ok(Arrival { target: TargetMove { machine: Arc::new(target), store, listener, options } })
+    }
+
+    /// Receives the machine; the process ends when nothing came of it.
+    async fn receive(self: &Arc<Self>, arrival: Arrival) {
+        let entered = Arc::clone(self);
+        let outcome = arrival.target.run(move |state| entered.arrival_entered(state), self.arrival.clone()).await;
+        match outcome {
+            TargetOutcome::Running(record) => self.change(|state| {
+                state.state = MachineState::Running;
+                state.epoch = record.epoch;
+                state.move_id = None;
+            }),
+            TargetOutcome::Discarded(reason) => {
+                tracing::info!(%reason, "arrival discarded");
+                self.change(|state| {
+                    state.state = MachineState::Failed;
+                    state.reason = Some(reason);
+                    state.left = true;
+                });
+                self.end.notify_one();
+            }
+        }
+    }
+
+    /// From `armed` on the console's offset is the source's, and an arrival can no longer be called off.
+    fn arrival_entered(&self, entered: &'static str) {
+        if entered == "armed" {
+            let base = self.machine.console().offset();
+            lock(&self.state).console_base = base;
+        }
+        if entered == "running" {
+            self.change(|state| {
+                state.state = MachineState::Running;
+                state.epoch = self.launch.epoch.next();
+            });
+        }
+    }
+
+    fn guest_ended(&self, reason: &str) {
+        self.change(|state| {
+            state.state = MachineState::Stopped;
+            state.reason = Some(reason.to_owned());
+        });
+        self.end.notify_one();
+    }
+
+    /// Ends the machine; the process follows.
+    pub(super) fn stop(&self, reason: &str) -> ProcessState {
+        self.change(|state| {
+            state.state = MachineState::Stopped;
+            state.reason = Some(reason.to_owned());
+        });
+        self.end.notify_one();
+        self.state()
+    }
+
+    /// Starts a move away; the same move again reports how it goes.
+    pub(super) fn move_away(self: &Arc<Self>, request: OutgoingRequest) -> Result<MoveReport, ApiError> {
+        let mut outgoing = lock(&self.outgoing);
+        if let Some(current) = outgoing.as_ref() {
+            if *current.id() == request.move_id {
+                return Ok(current.report());
+            }
+            if !current.is_over() {
+                let message = format!("Machine {} is being moved by {}", self.launch.spec.name, current.id());
+                return Err(ApiError::new(ErrorCode::Conflict, message));
+            }
+        }
+        if let Ok(report) = self.directory.read_report(&request.move_id) {
+            return Ok(report);
+        }
+        let record = self.record();
+        if request.record != record {
+            let message =
+                format!("The owner record is of {}, the machine runs with {}", request.record.epoch, record.epoch);
+            return Err(ApiError::new(ErrorCode::Conflict, message));
+        }
+        let state = self.state().state;
+        if state != MachineState::Running {
+            let message = format!("Machine {} does not run", self.launch.spec.name);
+            return Err(ApiError::new(ErrorCode::Refused, message));
+        }
+        let started = Outgoing::start(Arc::clone(self), request);
+        let report = started.report();
+        *outgoing = Some(started);
+        drop(outgoing);
+        Ok(report)
+    }
+
+    pub(super) fn move_began(&self, id: &MoveId) {
+        self.change(|state| {
+            state.state = MachineState::Moving;
+            state.move_id = Some(id.clone());
+        });
+    }
+
+    /// A move away ended: the machine is gone, or runs on here.
+    pub(super) fn move_ended(&self, id: &MoveId, report: &MoveReport) {
+        if let Err(error) = self.directory.write_report(id, report) {
+            tracing::error!(%error, "the report of {id} cannot be written");
+        }
+        let Some(summary) = &report.summary else { return };
+        let moved = summary.outcome == MoveOutcome::Moved;
+        self.change(|state| {
+            state.move_id = None;
+            if moved {
+                state.left = true;
+                state.state = MachineState::Stopped;
+                state.reason = Some(format!("moved to {}", summary.target));
+            } else if state.state == MachineState::Moving {
+                state.epoch = summary.epoch;
+                state.state = MachineState::Running;
+            }
+        });
+        if moved {
+            self.end.notify_one();
+        }
+    }
+
+    pub(super) fn report(&self, id: &MoveId) -> Result<MoveReport, ApiError> {
+        let current = lock(&self.outgoing).clone();
+        match current {
+            Some(current) if current.id() == id => Ok(current.report()),
+            _ => self.directory.read_report(id).map_err(|_| unknown_move(id)),
+        }
+    }
+
+    pub(super) fn cancel(&self, id: &MoveId) -> Result<(), ApiError> {
+        if let Some(current) = lock(&self.outgoing).as_ref().filter(|current| current.id() == id) {
+            current.cancel();
+            return Ok(());
+        }
+        let arriving = lock(&self.state).clone();
+        if arriving.move_id.as_ref() == Some(id) && arriving.state == MachineState::Incoming {
+            // Honoured until every page has arrived; then the record decides.
+            self.arrival.cancel();
+            return Ok(());
+        }
+        Err(unknown_move(id))
+    }
+
+    pub(super) async fn snapshot(self: &Arc<Self>, directory: PathBuf) -> Result<(), ApiError> {
+        if self.state().state != MachineState::Running {
+            let message = format!("Machine {} does not run", self.launch.spec.name);
+            return Err(ApiError::new(ErrorCode::Refused, message));
+        }
+        let machine = Arc::clone(&self.machine);
+        tokio::task::spawn_blocking(move || snapshot::save(&machine, &directory))
+            .await
+            .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?
+            .map_err(|reason| ApiError::new(ErrorCode::Refused, reason))
+    }
+
+    pub(super) fn input(&self, bytes: &[u8]) -> Result<(), ApiError> {
+        let taken = self.machine.console().input(bytes);
+        if taken < bytes.len() {
+            let message = format!("The console took {taken} of {} bytes: the guest does not read", bytes.len());
+            return Err(ApiError::new(ErrorCode::Refused, message));
+        }
+        Ok(())
+    }
+}
+
+fn unknown_move(id: &MoveId) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, format!("Move {id} is not known here"))
+}
+
+/// An error and its causes on one line.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,87 @@
+//! One move away, as a task of the machine process.
+
+use super::life::{Life, lock};
+use std::sync::{Arc, Mutex};
+use tokio_util::sync::CancellationToken;
+use vmotion_api::{MoveReport, OutgoingRequest};
+use vmotion_machine::STATE_VERSION;
+use vmotion_migrator::{
+    KvmSource,
+    source::{SourceMove, SourceOptions},
+};
+use vmotion_model::{MoveId, PAGE_SIZE};
+use vmotion_transport::{
+    Tuning,
+    session::{Hello, WIRE_VERSION_MAX, WIRE_VERSION_MIN},
+};
+
+/// A move away that runs or ran.
+pub(super) struct Outgoing {
+    id: MoveId,
+    report: Mutex<MoveReport>,
+    cancel: CancellationToken,
+}
+
+impl Outgoing {
+    /// Starts the move.
+    pub(super) fn start(life: Arc<Life>, request: OutgoingRequest) -> Arc<Self> {
+        let outgoing =
+            Arc::new(Self { id: request.move_id.clone(), report: Mutex::default(), cancel: CancellationToken::new() });
+        let running = Arc::clone(&outgoing);
+        life.move_began(&request.move_id);
+        tokio::spawn(async move {
+            let source = SourceMove {
+                machine: Arc::new(KvmSource::new(Arc::clone(&life.machine))),
+                store: Arc::clone(&life.store),
+                identity: Arc::clone(&life.identity),
+                options: options(&life, request),
+            };
+            let heard = Arc::clone(&running);
+            let progress = move |progress| lock(&heard.report).progress = Some(progress);
+            let summary = source.run(progress, running.cancel.clone()).await;
+            let report = {
+                let mut report = lock(&running.report);
+                report.summary = Some(summary);
+                report.clone()
+            };
+            life.move_ended(&running.id, &report);
+        });
+        outgoing
+    }
+
+    pub(super) const fn id(&self) -> &MoveId {
+        &self.id
+    }
+
+    pub(super) fn report(&self) -> MoveReport {
+        lock(&self.report).clone()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        lock(&self.report).summary.is_some()
+    }
+
+    pub(super) fn cancel(&self) {
+        self.cancel.cancel();
+    }
+}
+
+fn options(life: &Life, request: OutgoingRequest) -> SourceOptions {
+    let OutgoingRequest { move_id, record, target, address, ticket, request } = request;
+    let tuning = Tuning::default();
+    let hello = Hello {
+        version_min: WIRE_VERSION_MIN,
+        version_max: WIRE_VERSION_MAX,
+        features: std::collections::BTreeSet::new(),
+        page_size: PAGE_SIZE,
+        layout: life.machine.memory().layout().clone(),
+        cpu: life.machine.cpu_model().clone(),
+        cpus: life.launch.spec.cpus,
+        state_version: STATE_VERSION,
+        machine: record.machine.clone(),
+        move_id,
+        epoch: record.epoch,
+        flows: tuning.flows,
+    };
+    SourceOptions { record, target, address, local: None, ticket, hello, request, tuning }
+}

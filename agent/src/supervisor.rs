@@ -1,0 +1,349 @@
+//! Starting machine processes and asking them.
+
+use crate::{
+    directory::MachineDirectory,
+    process::{Command, ControlClient, Launch, ProcessState, Purpose, read_snapshot_head},
+};
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    ops::RangeInclusive,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+use tokio::sync::Mutex;
+use vmotion_api::{IncomingReady, IncomingRequest, MoveReport, OutgoingRequest, StartRequest};
+use vmotion_model::{
+    ApiError, ByteSize, Epoch, ErrorCode, HostName, MachineName, MachineSpec, MachineState, MachineStatus, MoveId,
+};
+
+/// A machine process that is not ready by then has failed. Booting copies a kernel; huge pages take a while to clear.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+const READY_POLL: Duration = Duration::from_millis(5);
+/// How long a stopped process may take to end.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Starts, finds and asks the machine processes of one host.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    pub(crate) data: PathBuf,
+    pub(crate) host: HostName,
+    pub(crate) identity: PathBuf,
+    pub(crate) controller: String,
+    /// Address that sources of moves reach this host by.
+    pub(crate) address: IpAddr,
+    /// UDP ports for arrivals.
+    pub(crate) ports: RangeInclusive<u16>,
+    /// Held while a machine is added, so that two requests do not both find room for it.
+    admission: Mutex<()>,
+}
+
+impl Supervisor {
+    pub(crate) fn new(
+        data: PathBuf,
+        host: HostName,
+        identity: PathBuf,
+        controller: String,
+        address: IpAddr,
+        ports: RangeInclusive<u16>,
+    ) -> Self {
+        Self { data, host, identity, controller, address, ports, admission: Mutex::new(()) }
+    }
+
+    pub(crate) fn directory(&self, name: &MachineName) -> MachineDirectory {
+        MachineDirectory::of(&self.data, name)
+    }
+
+    /// Every machine this host has, dead ones included; not those that left.
+    pub(crate) async fn machines(&self) -> Vec<MachineStatus> {
+        let names = MachineDirectory::all(&self.data).unwrap_or_else(|error| {
+            tracing::error!(%error, "the data directory cannot be read");
+            Vec::new()
+        });
+        let mut machines = Vec::new();
+        for name in names {
+            if let Some(status) = self.status(&name).await {
+                machines.push(status);
+            }
+        }
+        machines
+    }
+
+    /// One machine, when this host has it.
+    pub(crate) async fn status(&self, name: &MachineName) -> Option<MachineStatus> {
+        let directory = self.directory(name);
+        let state = match ControlClient::new(&directory).status().await {
+            Ok(state) => (state, true),
+            Err(_) => (directory.read_state().ok()?, false),
+        };
+        let (mut state, alive) = state;
+        if state.left {
+            return None;
+        }
+        let ended = matches!(state.state, MachineState::Stopped | MachineState::Failed);
+        if !alive && !ended {
+            state.state = MachineState::Failed;
+            state.reason = Some(format!("machine process {} is gone", state.pid));
+        }
+        Some(to_status(state, alive))
+    }
+
+    /// The status of a machine that must be here.
+    pub(crate) async fn known(&self, name: &MachineName) -> Result<MachineStatus, ApiError> {
+        self.status(name).await.ok_or_else(|| self.unknown(name))
+    }
+
+    fn unknown(&self, name: &MachineName) -> ApiError {
+        ApiError::new(ErrorCode::NotFound, format!("Machine {name} is not on host {}", self.host))
+    }
+
+    /// Memory given to machines that live, in bytes.
+    pub(crate) async fn memory_used(&self) -> ByteSize {
+        let alive = self.machines().await.into_iter().filter(|machine| machine.pid.is_some());
+        ByteSize(alive.map(|machine| machine.spec.memory.bytes()).sum())
+    }
+
+    /// Starts a machine; one that runs already with this epoch is left alone.
+    pub(crate) async fn start(&self, request: StartRequest) -> Result<MachineStatus, ApiError> {
+        let spec = match &request.from {
+            Some(directory) => self.spec_of_snapshot(directory, &request.spec.name)?,
+            None => request.spec,
+        };
+        spec.validate().map_err(|error| ApiError::new(ErrorCode::Invalid, error.to_string()))?;
+        let _admission = self.admission.lock().await;
+        if let Some(status) = self.status(&spec.name).await {
+            if status.epoch == request.epoch && status.pid.is_some() {
+                return Ok(status);
+            }
+            if status.pid.is_some() {
+                return Err(self.busy(&status));
+            }
+        }
+        self.check_room(&spec).await?;
+        let launch = self.launch(Purpose::Start { from: request.from }, spec, request.epoch);
+        let state = self.spawn(&launch, None).await?;
+        Ok(to_status(state, true))
+    }
+
+    fn spec_of_snapshot(&self, directory: &Path, name: &MachineName) -> Result<MachineSpec, ApiError> {
+        let head = read_snapshot_head(directory).map_err(|reason| ApiError::new(ErrorCode::Refused, reason))?;
+        if head.spec.name == *name {
+            return Ok(head.spec);
+        }
+        let message = format!("The snapshot is of machine {}, not {name}", head.spec.name);
+        Err(ApiError::new(ErrorCode::Refused, message).with_hint(format!("create it as {}", head.spec.name)))
+    }
+
+    /// Prepares to receive a machine; the same move again finds the process that is prepared already.
+    pub(crate) async fn incoming(&self, request: IncomingRequest) -> Result<IncomingReady, ApiError> {
+        request.spec.validate().map_err(|error| ApiError::new(ErrorCode::Invalid, error.to_string()))?;
+        let _admission = self.admission.lock().await;
+        let name = &request.spec.name;
+        let directory = self.directory(name);
+        if let Some(status) = self.status(name).await {
+            if status.pid.is_some() && status.move_id.as_ref() == Some(&request.move_id) {
+                return self.prepared_address(&directory);
+            }
+            if status.pid.is_some() {
+                return Err(self.busy(&status));
+            }
+        }
+        self.check_room(&request.spec).await?;
+        let socket = self.bind()?;
+        let port = socket.local_addr().map_err(|error| internal(&error))?.port();
+        let IncomingRequest { move_id, spec, record, ticket } = request;
+        let epoch = record.epoch;
+        let launch = self.launch(Purpose::Receive { move_id, ticket, record }, spec, epoch);
+        self.spawn(&launch, Some(socket.into())).await?;
+        let ready = IncomingReady { address: SocketAddr::new(self.address, port) };
+        directory.write_ready(&ready).map_err(|error| internal(&error))?;
+        Ok(ready)
+    }
+
+    fn prepared_address(&self, directory: &MachineDirectory) -> Result<IncomingReady, ApiError> {
+        directory.read_ready().map_err(|error| internal(&error))
+    }
+
+    fn busy(&self, status: &MachineStatus) -> ApiError {
+        let message = format!("Machine {} is already on host {} with {}", status.name, self.host, status.epoch);
+        ApiError::new(ErrorCode::Conflict, message)
+    }
+
+    async fn check_room(&self, spec: &MachineSpec) -> Result<(), ApiError> {
+        let capacity = crate::host::capacity(self.memory_used().await);
+        let free = capacity.memory.bytes().saturating_sub(capacity.memory_used.bytes());
+        if spec.memory.bytes() <= free {
+            return Ok(());
+        }
+        let message = format!(
+            "memory: machine {} needs {}, host {} has {} free",
+            spec.name,
+            spec.memory,
+            self.host,
+            ByteSize(free)
+        );
+        Err(ApiError::new(ErrorCode::Refused, message))
+    }
+
+    fn launch(&self, purpose: Purpose, spec: MachineSpec, epoch: Epoch) -> Launch {
+        Launch {
+            purpose,
+            spec,
+            epoch,
+            host: self.host.clone(),
+            identity: self.identity.clone(),
+            controller: self.controller.clone(),
+        }
+    }
+
+    /// The first free port of the range.
+    fn bind(&self) -> Result<UdpSocket, ApiError> {
+        for port in self.ports.clone() {
+            if let Ok(socket) = UdpSocket::bind((self.address, port)) {
+                return Ok(socket);
+            }
+        }
+        let (first, last) = (self.ports.start(), self.ports.end());
+        let message = format!("No UDP port from {first} to {last} is free on {}", self.address);
+        Err(ApiError::new(ErrorCode::Unavailable, message).with_hint("give the agent a larger --move-ports"))
+    }
+
+    /// Starts a process for `launch` and waits until it serves its control socket, or has failed.
+    async fn spawn(&self, launch: &Launch, socket: Option<OwnedFd>) -> Result<ProcessState, ApiError> {
+        let directory = self.directory(&launch.spec.name);
+        directory.prepare().map_err(|error| internal(&error))?;
+        directory.write_launch(launch).map_err(|error| internal(&error))?;
+        let result = self.spawn_in(&directory, socket).await;
+        if result.is_err() {
+            // Nothing of a machine that never ran is worth keeping; older console logs are.
+            directory.forget_attempt();
+        }
+        result
+    }
+
+    async fn spawn_in(&self, directory: &MachineDirectory, socket: Option<OwnedFd>) -> Result<ProcessState, ApiError> {
+        let log = std::fs::File::options().create(true).append(true).open(directory.process_log());
+        let log = log.map_err(|error| internal(&error))?;
+        let program = std::env::current_exe().map_err(|error| internal(&error))?;
+        let mut child = tokio::process::Command::new(program)
+            .arg("machine")
+            .arg(directory.path())
+            .stdin(socket.map_or_else(Stdio::null, Stdio::from))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0)
+            .kill_on_drop(false)
+            .spawn()
+            .map_err(|error| internal(&error))?;
+        let client = ControlClient::new(directory);
+        let start = Instant::now();
+        loop {
+            if let Ok(state) = client.status().await {
+                // Reaped by tokio when it ends while this agent lives; by init otherwise.
+                tokio::spawn(async move { child.wait().await });
+                return Ok(state);
+            }
+            if let Ok(Some(status)) = child.try_wait() {
+                let state = directory.read_state().ok().and_then(|state| state.reason);
+                let reason = state.unwrap_or_else(|| format!("its process ended with {status}"));
+                return Err(ApiError::new(
+                    ErrorCode::Refused,
+                    format!("Machine cannot run on host {}: {reason}", self.host),
+                ));
+            }
+            if start.elapsed() > READY_TIMEOUT {
+                let _ = child.kill().await;
+                let message = format!("The machine process was not ready within {READY_TIMEOUT:?}");
+                return Err(ApiError::new(ErrorCode::Unavailable, message));
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
+    /// Starts a move away.
+    pub(crate) async fn outgoing(&self, name: &MachineName, request: OutgoingRequest) -> Result<MoveReport, ApiError> {
+        let directory = self.directory(name);
+        // A move that is over may have taken its process with it.
+        if let Ok(report) = directory.read_report(&request.move_id) {
+            return Ok(report);
+        }
+        self.known(name).await?;
+        ControlClient::new(&directory).ask(&Command::Outgoing(Box::new(request))).await
+    }
+
+    /// How a move away goes or went.
+    pub(crate) async fn report(&self, name: &MachineName, id: &MoveId) -> Result<MoveReport, ApiError> {
+        let directory = self.directory(name);
+        if let Ok(report) = directory.read_report(id) {
+            return Ok(report);
+        }
+        match ControlClient::new(&directory).report(id).await {
+            Ok(report) => Ok(report),
+            // The process may have ended between the two questions.
+            Err(error) => directory.read_report(id).map_err(|_| match error.code {
+                ErrorCode::Unavailable => {
+                    ApiError::new(ErrorCode::NotFound, format!("Move {id} is not known here: {error}"))
+                }
+                _ => error,
+            }),
+        }
+    }
+
+    /// Calls a move off.
+    pub(crate) async fn cancel(&self, name: &MachineName, id: &MoveId) -> Result<(), ApiError> {
+        ControlClient::new(&self.directory(name)).ask(&Command::Cancel(id.clone())).await
+    }
+
+    /// Ends a machine.
+    pub(crate) async fn stop(&self, name: &MachineName) -> Result<MachineStatus, ApiError> {
+        let status = self.known(name).await?;
+        let directory = self.directory(name);
+        if status.pid.is_none() {
+            return Ok(status);
+        }
+        let client = ControlClient::new(&directory);
+        let _: ProcessState = client.ask(&Command::Stop).await?;
+        let start = Instant::now();
+        while client.status().await.is_ok() {
+            if start.elapsed() > END_TIMEOUT {
+                return Err(ApiError::new(ErrorCode::Unavailable, format!("Machine {name} does not end")));
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+        self.known(name).await
+    }
+
+    /// Forgets a machine that does not run.
+    pub(crate) async fn remove(&self, name: &MachineName) -> Result<(), ApiError> {
+        let directory = self.directory(name);
+        if !directory.exists() {
+            return Err(self.unknown(name));
+        }
+        if ControlClient::new(&directory).status().await.is_ok() {
+            let message = format!("Machine {name} runs on host {}", self.host);
+            return Err(
+                ApiError::new(ErrorCode::Conflict, message).with_hint(format!("stop it first: vmotion stop {name}"))
+            );
+        }
+        directory.remove().map_err(|error| internal(&error))
+    }
+}
+
+fn to_status(state: ProcessState, alive: bool) -> MachineStatus {
+    let ProcessState { spec, epoch, state, pid, reason, console_base: _, console_bytes, move_id, left: _ } = state;
+    MachineStatus {
+        name: spec.name.clone(),
+        spec,
+        state,
+        epoch,
+        pid: alive.then_some(pid),
+        reason,
+        console_bytes,
+        move_id,
+    }
+}
+
+pub(crate) fn internal(error: &dyn std::fmt::Display) -> ApiError {
+    ApiError::new(ErrorCode::Internal, error.to_string())
+}

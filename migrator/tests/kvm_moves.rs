@@ -1,0 +1,289 @@
+//! The engine on real machines: a self-checking guest, moved between two machines of this process over QUIC.
+//!
+//! Everything is real but the hosts: memory, vCPUs, dirty tracking, TLS, sockets. The owner record is a mutex.
+
+use std::{
+    collections::BTreeSet,
+    net::UdpSocket,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use tokio_util::sync::CancellationToken;
+use vmotion_machine::{ConsoleConfig, Machine, MachineConfig, STATE_VERSION};
+use vmotion_migrator::{
+    KvmSource, KvmTarget,
+    ownership::{CasOutcome, OwnerStore, StoreUnreachable, decide},
+    source::{SourceMove, SourceOptions},
+    target::{TargetMove, TargetOptions, TargetOutcome},
+};
+use vmotion_model::{
+    ByteSize, DirtySource, Epoch, HostName, MachineSpec, MoveId, MoveOutcome, MoveRequest, MoveSummary, OwnerRecord,
+    OwnerState, PAGE_SIZE,
+};
+use vmotion_probe_guest::{CommandLine, ConsoleEvent, ConsoleLine, ConsoleReader, Content, Rate};
+use vmotion_transport::{
+    ExpectedPeer, Identity, Principal, Tuning,
+    pki::Authority,
+    session::{Hello, MoveTicket, TargetFacts, TargetListener, WIRE_VERSION_MAX, WIRE_VERSION_MIN},
+};
+
+struct Record(Mutex<OwnerRecord>);
+
+impl OwnerStore for Record {
+    async fn warm_up(&self) {}
+
+    async fn compare_and_set(
+        &self,
+        expected: &OwnerRecord,
+        wanted: &OwnerRecord,
+    ) -> Result<CasOutcome, StoreUnreachable> {
+        let mut record = self.0.lock().unwrap();
+        let outcome = decide(&record, expected, wanted);
+        if outcome == CasOutcome::Won {
+            *record = wanted.clone();
+        }
+        Ok(outcome)
+    }
+}
+
+struct Bench {
+    _directory: tempfile::TempDir,
+    identities: [Arc<Identity>; 2],
+    record: Arc<Record>,
+    spec: MachineSpec,
+    machine: Arc<Machine>,
+    moves: u64,
+    reader: ConsoleReader,
+    offset: u64,
+    failures: Vec<String>,
+}
+
+fn host(index: usize) -> HostName {
+    format!("h{}", index + 1).parse().unwrap()
+}
+
+fn kvm_is_missing(test: &str) -> bool {
+    match vmotion_machine::probe_host() {
+        Ok(_) => false,
+        Err(error) => {
+            eprintln!("SKIPPED {test}: {error}");
+            true
+        }
+    }
+}
+
+impl Bench {
+    fn boot(memory: ByteSize, cmdline: CommandLine, dirty_source: DirtySource) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&directory.path().join("ca")).unwrap();
+        let identities = [0, 1].map(|index| {
+            let path = directory.path().join(host(index).as_str());
+            authority.issue(&Principal::Host(host(index)), &path).unwrap();
+            Arc::new(Identity::load(&path).unwrap())
+        });
+        let kernel = directory.path().join("probe.elf");
+        std::fs::write(&kernel, vmotion_probe_guest::ELF).unwrap();
+        let spec = MachineSpec {
+            name: "vm1".parse().unwrap(),
+            cpus: 2,
+            memory,
+            kernel,
+            initrd: None,
+            cmdline: cmdline.to_string(),
+            disks: Vec::new(),
+            backing: vmotion_model::Backing::Memfd,
+            dirty_source,
+        };
+        let machine = Machine::boot(&config(&spec)).unwrap();
+        machine.resume().unwrap();
+        let record =
+            OwnerRecord { machine: spec.name.clone(), epoch: Epoch::FIRST, owner: host(0), state: OwnerState::Running };
+        Self {
+            _directory: directory,
+            identities,
+            record: Arc::new(Record(Mutex::new(record))),
+            spec,
+            machine: Arc::new(machine),
+            moves: 0,
+            reader: ConsoleReader::new(),
+            offset: 0,
+            failures: Vec::new(),
+        }
+    }
+
+    /// Reads new console output; true when a line satisfied `wanted`.
+    fn read_console(&mut self, wanted: impl Fn(&ConsoleLine) -> bool) -> bool {
+        let (start, bytes) = self.machine.console().read(self.offset, 1 << 20);
+        assert!(start <= self.offset.max(start), "console offsets go forward");
+        assert!(self.offset == 0 || start == self.offset, "console bytes {}..{start} are missing", self.offset);
+        self.offset = start + bytes.len() as u64;
+        let mut found = false;
+        for event in self.reader.push(&bytes) {
+            if let ConsoleEvent::Line(line) = event {
+                if line.is_failure() {
+                    self.failures.push(format!("{line:?}"));
+                }
+                found |= wanted(&line);
+            }
+        }
+        found
+    }
+
+    fn wait_for(&mut self, what: &str, wanted: impl Fn(&ConsoleLine) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.read_console(&wanted) {
+            assert!(Instant::now() < deadline, "the guest never said {what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    async fn start_move(&mut self, request: MoveRequest) -> (MoveSummary, Option<Arc<Machine>>) {
+        let from = usize::try_from(self.moves % 2).unwrap();
+        let to = 1 - from;
+        self.moves += 1;
+        let record = self.record.0.lock().unwrap().clone();
+        let ticket = MoveTicket::random();
+        let move_id = MoveId::numbered(self.moves);
+        let arriving = Arc::new(Machine::prepare(&config(&self.spec)).unwrap());
+        let tuning = Tuning::default();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let expected = ExpectedPeer::Exactly(Principal::Host(host(from)));
+        let listener = TargetListener::new(socket, &self.identities[to], expected, ticket.clone(), tuning).unwrap();
+        let layout = self.machine.memory().layout().clone();
+        let target = TargetMove {
+            machine: Arc::new(KvmTarget::new(Arc::clone(&arriving)).unwrap()),
+            store: Arc::clone(&self.record),
+            listener,
+            options: TargetOptions {
+                expected: record.clone(),
+                host: host(to),
+                ticket: ticket.clone(),
+                facts: TargetFacts {
+                    features: BTreeSet::new(),
+                    layout: layout.clone(),
+                    cpu: arriving.cpu_model().clone(),
+                    cpus: self.spec.cpus,
+                    state_version_max: STATE_VERSION,
+                    machine: self.spec.name.clone(),
+                    move_id: move_id.clone(),
+                    flows_max: 8,
+                },
+                patience: Duration::from_secs(20),
+            },
+        };
+        let source = SourceMove {
+            machine: Arc::new(KvmSource::new(Arc::clone(&self.machine))),
+            store: Arc::clone(&self.record),
+            identity: Arc::clone(&self.identities[from]),
+            options: SourceOptions {
+                target: host(to),
+                address,
+                local: None,
+                ticket,
+                hello: Hello {
+                    version_min: WIRE_VERSION_MIN,
+                    version_max: WIRE_VERSION_MAX,
+                    features: BTreeSet::new(),
+                    page_size: PAGE_SIZE,
+                    layout,
+                    cpu: self.machine.cpu_model().clone(),
+                    cpus: self.spec.cpus,
+                    state_version: STATE_VERSION,
+                    machine: self.spec.name.clone(),
+                    move_id,
+                    epoch: record.epoch,
+                    flows: tuning.flows,
+                },
+                record,
+                request,
+                tuning,
+            },
+        };
+        let arrival = tokio::spawn(target.run(|_| (), CancellationToken::new()));
+        let summary = source.run(|_| (), CancellationToken::new()).await;
+        let arrived = match arrival.await.unwrap() {
+            TargetOutcome::Running(_) => Some(arriving),
+            TargetOutcome::Discarded(reason) => {
+                eprintln!("discarded: {reason}");
+                None
+            }
+        };
+        (summary, arrived)
+    }
+
+    /// Moves the machine; the console of the old copy is read to its end first.
+    async fn must_move(&mut self, request: MoveRequest) -> MoveSummary {
+        let (summary, arrived) = self.start_move(request).await;
+        assert_eq!(summary.outcome, MoveOutcome::Moved, "{summary:?}");
+        self.read_console(|_| false);
+        let old = std::mem::replace(&mut self.machine, arrived.expect("a moved machine runs at the target"));
+        old.stop();
+        self.wait_for("anything after the move", |line| matches!(line, ConsoleLine::Second(_)));
+        assert_eq!(self.failures, Vec::<String>::new());
+        summary
+    }
+}
+
+fn config(spec: &MachineSpec) -> MachineConfig {
+    MachineConfig { spec: spec.clone(), console: ConsoleConfig::default() }
+}
+
+fn show(summary: &MoveSummary) {
+    println!(
+        "total {:.0} ms, downtime {:.1} ms {:?}, predicted {:?}, rounds {}, pages {:?}, wire {} MiB, udp {} MiB, cpu {:.2}+{:.2} s",
+        summary.total_ms,
+        summary.downtime.source_ms,
+        summary.downtime,
+        summary.predicted,
+        summary.rounds,
+        summary.pages,
+        summary.wire_bytes >> 20,
+        summary.udp_bytes >> 20,
+        summary.source_cpu_s,
+        summary.target_cpu_s,
+    );
+}
+
+async fn there_and_back(test: &str, source: DirtySource, content: Content, moves: u32) {
+    if kvm_is_missing(test) {
+        return;
+    }
+    let cmdline = CommandLine::new().working_set_bytes(64 << 20).rate(Rate::BytesPerSecond(50 << 20)).content(content);
+    let mut bench = Bench::boot(ByteSize::mib(256), cmdline, source);
+    bench.wait_for("READY", |line| matches!(line, ConsoleLine::Ready { .. }));
+    for _ in 0..moves {
+        let summary = bench.must_move(MoveRequest { verify: true, ..MoveRequest::default() }).await;
+        show(&summary);
+        assert!(summary.digests.as_ref().expect("a verified move has digests").equal());
+        assert!(summary.pages.zero > 0, "most of the machine was never touched: {:?}", summary.pages);
+    }
+    let record = bench.record.0.lock().unwrap().clone();
+    assert_eq!(record.epoch, Epoch(1 + u64::from(moves)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writing_guest_moves_there_and_back_by_dirty_log() {
+    there_and_back("by_dirty_log", DirtySource::Log, Content::Text, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writing_guest_moves_there_and_back_by_dirty_ring() {
+    there_and_back("by_dirty_ring", DirtySource::Ring, Content::Random, 4).await;
+}
+
+/// Not an assertion: prints what a larger move takes, for `cargo test -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement, run by hand"]
+async fn measure_one_gib() {
+    for content in [Content::Text, Content::Random] {
+        let cmdline =
+            CommandLine::new().working_set_bytes(512 << 20).rate(Rate::BytesPerSecond(100 << 20)).content(content);
+        let mut bench = Bench::boot(ByteSize::gib(1), cmdline, DirtySource::Auto);
+        bench.wait_for("READY", |line| matches!(line, ConsoleLine::Ready { .. }));
+        for _ in 0..3 {
+            let summary = bench.must_move(MoveRequest::default()).await;
+            show(&summary);
+        }
+    }
+}
