@@ -92,9 +92,7 @@ impl DirtyTracker for LogTracker {
             }
             // One call takes at most 2^32 - 1 pages; slots are at most 2^28 (1 TiB).
             let length = u32::try_from(run.end - run.start).unwrap_or(u32::MAX);
-            self.backend
-                .clear_log(slot, run.start, length, &mask)
-                .map_err(TrackError::kvm("clear the dirty log"))?;
+            self.backend.clear_log(slot, run.start, length, &mask).map_err(TrackError::kvm("clear the dirty log"))?;
         }
         Ok(())
     }

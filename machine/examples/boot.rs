@@ -35,7 +35,8 @@ impl Arguments {
         let mut arguments = std::env::args().skip(1);
         while let Some(name) = arguments.next() {
             let name = name.strip_prefix("--").ok_or_else(|| format!("{name:?} is not an option"))?.to_owned();
-            let value = if name == "ring" { String::new() } else { arguments.next().ok_or("an option lacks its value")? };
+            let value =
+                if name == "ring" { String::new() } else { arguments.next().ok_or("an option lacks its value")? };
             if name == "disk" {
                 parsed.disks.push(value.parse()?);
             } else {
@@ -135,7 +136,11 @@ fn pause_and_save(machine: &Machine) -> Outcome<()> {
     let state = guard.save()?;
     let saved = began.elapsed() - paused;
     drop(guard);
-    println!("[pause {paused:?}, save {saved:?}, {} bytes, resume {:?}]", state.len(), began.elapsed() - paused - saved);
+    println!(
+        "[pause {paused:?}, save {saved:?}, {} bytes, resume {:?}]",
+        state.len(),
+        began.elapsed() - paused - saved
+    );
     Ok(())
 }
 

@@ -42,8 +42,11 @@ pub(crate) fn load(ram: &GuestRam, spec: &MachineSpec, devices: &[MmioPlace]) ->
     let mut kernel = open("Kernel", &spec.kernel)?;
     let refused = |reason: &str| MachineError::Kernel { path: spec.kernel.clone(), reason: reason.to_owned() };
     let mut head = [0; 0x206];
-    let got = read_up_to(&mut kernel, &mut head)
-        .map_err(|source| MachineError::File { role: "Kernel", path: spec.kernel.clone(), source })?;
+    let got = read_up_to(&mut kernel, &mut head).map_err(|source| MachineError::File {
+        role: "Kernel",
+        path: spec.kernel.clone(),
+        source,
+    })?;
     let elf = head.starts_with(b"\x7fELF");
     let linux = got == head.len() && head[0x202..0x206] == *b"HdrS";
     let kernel_end = match (elf, linux) {
@@ -137,9 +140,7 @@ fn write_cmdline(memory: &DeviceMemory, spec: &MachineSpec, devices: &[MmioPlace
 
 /// Writes `bytes` at `address`.
 fn place(memory: &DeviceMemory, bytes: &[u8], address: u64, what: &str) -> Result<(), MachineError> {
-    memory
-        .write_slice(bytes, GuestAddress(address))
-        .map_err(|_| MachineError::DoesNotFit { what: what.to_owned() })
+    memory.write_slice(bytes, GuestAddress(address)).map_err(|_| MachineError::DoesNotFit { what: what.to_owned() })
 }
 
 /// RAM with the legacy hole below 1 MiB taken out.

@@ -31,7 +31,9 @@ pub enum MachineError {
         source: io::Error,
     },
     /// No free huge pages.
-    #[error("Guest memory needs {needed_pages} huge pages of 2 MiB, the host has {free_pages} free; reserve them with `sysctl vm.nr_hugepages=N`, or use backing memfd")]
+    #[error(
+        "Guest memory needs {needed_pages} huge pages of 2 MiB, the host has {free_pages} free; reserve them with `sysctl vm.nr_hugepages=N`, or use backing memfd"
+    )]
     HugePages {
         /// Pages the machine needs.
         needed_pages: u64,

@@ -64,7 +64,10 @@ pub(crate) fn open_kvm() -> Result<Kvm, MachineError> {
     })?;
     let version = kvm.get_api_version();
     if version != API_VERSION {
-        return Err(missing(format!("KVM speaks interface version {version}, not {API_VERSION}"), "use a stock Linux kernel"));
+        return Err(missing(
+            format!("KVM speaks interface version {version}, not {API_VERSION}"),
+            "use a stock Linux kernel",
+        ));
     }
     Ok(kvm)
 }
@@ -96,7 +99,11 @@ pub(crate) fn check_capabilities(kvm: &Kvm, source: DirtySource) -> Result<(), M
         }
     }
     let (number, name, hint) = match source {
-        DirtySource::Ring => (KVM_CAP_DIRTY_LOG_RING_ACQ_REL, "KVM_CAP_DIRTY_LOG_RING_ACQ_REL", "use Linux 6.1 or later, or dirty source log"),
+        DirtySource::Ring => (
+            KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
+            "KVM_CAP_DIRTY_LOG_RING_ACQ_REL",
+            "use Linux 6.1 or later, or dirty source log",
+        ),
         _ => (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2", "use Linux 5.15 or later"),
     };
     if kvm.check_extension_raw(c_ulong::from(number)) <= 0 {

@@ -10,7 +10,7 @@ use crate::boot::MmioPlace;
 use crate::console::{Console, Flusher};
 use crate::devices::Device;
 use crate::memory::{Filling, GuestRam};
-use crate::vcpu::{Command, RunContext, Vcpu};
+use crate::vcpu::{RunContext, Vcpu};
 use crate::vm::Vm;
 use crate::{ConsoleHandle, MachineConfig, MachineError};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -126,15 +126,8 @@ impl Inner {
         if self.context.exits.reason().is_some() {
             return Err(MachineError::WrongState { state: "ended by its guest", action });
         }
-        let vcpus = self.vcpus();
-        vcpus.iter().for_each(|vcpu| vcpu.shared().allow_run());
-        self.context.parked.set_running(vcpus.len());
         self.devices.iter().for_each(|device| device.resume());
-        for vcpu in vcpus.iter() {
-            if !vcpu.send(Command::Run) {
-                self.context.parked.park();
-            }
-        }
+        self.context.parked.start(&self.vcpus());
         *phase = Phase::Running;
         Ok(())
     }
@@ -143,12 +136,18 @@ impl Inner {
         self.devices.iter().try_for_each(|device| device.settle())
     }
 
-    /// Takes all vCPUs out of the guest, in parallel.
-    fn park_vcpus(&self) -> bool {
+    /// Takes all vCPUs out of the guest, in parallel. When one does not come, all go on.
+    fn park_vcpus(&self) -> Result<(), MachineError> {
         let vcpus = self.vcpus();
         let kick = || vcpus.iter().for_each(|vcpu| vcpu.shared().request_stop());
         kick();
-        self.context.parked.wait(kick)
+        if self.context.parked.wait(kick) {
+            return Ok(());
+        }
+        let silent = vcpus.iter().zip(0u8..).find(|(vcpu, _)| !vcpu.shared().is_parked());
+        let silent = silent.map_or(0, |(_, id)| id);
+        self.context.parked.start(&vcpus);
+        Err(MachineError::VcpuSilent { vcpu: silent })
     }
 
     fn stop(&self) {
@@ -302,7 +301,8 @@ impl Machine {
         self.inner.context.exits.wait(within)
     }
 
-    /// Calls `notify` once when the guest ends, from the thread it ended on; at once when it has already. It must not block.
+    /// Calls `notify` once when the guest ends, from the thread it ended on; at once when it has already. It must
+    /// not block, and not stop or drop the machine.
     pub fn on_exit(&self, notify: impl Fn(&ExitReason) + Send + Sync + 'static) {
         self.inner.context.exits.on_exit(Box::new(notify));
     }

@@ -85,10 +85,11 @@ impl GuestRam {
                 }
             }
             let start = vm_memory::GuestAddress(region.start.address().0);
-            let mapped = GuestRegionMmap::new(mapping, start).ok_or(MachineError::Memory {
+            let wraps = || MachineError::Memory {
                 what: "place a region",
-                source: io::Error::other("region wraps around the address space"),
-            })?;
+                source: io::Error::other("it wraps around the address space"),
+            };
+            let mapped = GuestRegionMmap::new(mapping, start).ok_or_else(wraps)?;
             regions.push(mapped);
             offset += region.bytes();
         }
@@ -216,7 +217,9 @@ impl GuestRam {
             let Ok(target) = copied else { return Err(outside) };
             // SAFETY: source and target are valid for the length; guest memory is never the caller's slice. The copy
             // bypasses the bitmap of device writes on purpose.
-            unsafe { std::ptr::copy_nonoverlapping(from[bytes].as_ptr(), target.ptr_guard_mut().as_ptr(), target.len()) };
+            unsafe {
+                std::ptr::copy_nonoverlapping(from[bytes].as_ptr(), target.ptr_guard_mut().as_ptr(), target.len())
+            };
         }
         Ok(())
     }

@@ -73,8 +73,7 @@ impl Vcpu {
         let (commands, receiver) = sync_channel(COMMANDS_MAX);
         let mut thread = VcpuThread::new(parts, Arc::clone(&shared));
         let body = move || thread.serve(&receiver);
-        let thread =
-            std::thread::Builder::new().name(format!("vcpu{id}")).spawn(body).map_err(MachineError::Thread)?;
+        let thread = std::thread::Builder::new().name(format!("vcpu{id}")).spawn(body).map_err(MachineError::Thread)?;
         Ok(Self { shared, commands, thread: Some(thread) })
     }
 

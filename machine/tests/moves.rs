@@ -1,13 +1,18 @@
 //! A guest that checks itself survives being moved between machines, again and again.
 
+#![allow(clippy::unwrap_used, reason = "a panic in a test is its report")]
+
 mod common;
 
 use common::{Probe, Watcher, hop, kvm_or_skip};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use vmotion_machine::ExitReason;
 use vmotion_model::DirtySource;
 
 const SOON: Duration = Duration::from_secs(20);
+
+/// How far the guest's clock may be off after all moves: reading the console takes time too.
+const CLOCK_OFF_MS_MAX: u64 = 60;
 
 /// Boots `cpus` vCPUs, moves the guest `hops` times under load, and lets it check everything at the end.
 fn survives(test: &str, cpus: u8, source: DirtySource, hops: usize) {
@@ -15,7 +20,8 @@ fn survives(test: &str, cpus: u8, source: DirtySource, hops: usize) {
         return;
     }
     let seconds = hops / 2 + 3;
-    let cmdline = format!("ws=67108864 rate=100000000 verify=50000000 hb=10 beat=line seconds={seconds} poweroff=0x600:0x34");
+    let cmdline =
+        format!("ws=67108864 rate=100000000 verify=50000000 hb=10 beat=line seconds={seconds} poweroff=0x600:0x34");
     let probe = Probe::new(cpus, 128, source, &cmdline);
     let mut machine = probe.boot();
     let mut watcher = Watcher::default();
@@ -25,9 +31,12 @@ fn survives(test: &str, cpus: u8, source: DirtySource, hops: usize) {
         machine = hop(machine, &probe.config);
     }
     assert_eq!(machine.wait_exit(Duration::from_secs(60)), Some(ExitReason::PowerOff));
+    let host_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
     watcher.read(&machine);
     watcher.assert_sound();
     assert!(watcher.text.contains("errors=0"), "{}", watcher.text);
+    let off_ms = host_ms.abs_diff(u128::from(watcher.guest_wall_ms()));
+    assert!(off_ms <= u128::from(CLOCK_OFF_MS_MAX), "the guest's clock is {off_ms} ms off after {hops} moves");
 }
 
 #[test]

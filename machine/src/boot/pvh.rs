@@ -42,11 +42,8 @@ pub(super) fn write_start_info(
     entries: &[MapEntry],
 ) -> Result<BootEntry, MachineError> {
     let what = "PVH start info";
-    let modules = initrd.map(|Initrd { address, bytes }| hvm_modlist_entry {
-        paddr: address,
-        size: bytes,
-        ..Default::default()
-    });
+    let modules =
+        initrd.map(|Initrd { address, bytes }| hvm_modlist_entry { paddr: address, size: bytes, ..Default::default() });
     if let Some(module) = &modules {
         place(memory, module.as_slice(), map::PVH_MODULES, what)?;
     }

@@ -37,8 +37,12 @@ impl ShutdownPorts {
     /// All of them, each with its first port and how many it takes.
     pub(crate) fn all(sink: &Arc<dyn ShutdownSink>) -> Vec<(u16, u16, Self)> {
         use ShutdownPort::{CloudHypervisor, KeyboardController, QemuPm1a, ResetControl};
-        let places =
-            [(0x60, 5, KeyboardController), (0x600, 1, CloudHypervisor), (0x604, 2, QemuPm1a), (0xcf9, 1, ResetControl)];
+        let places = [
+            (0x60, 5, KeyboardController),
+            (0x600, 1, CloudHypervisor),
+            (0x604, 2, QemuPm1a),
+            (0xcf9, 1, ResetControl),
+        ];
         places.into_iter().map(|(at, ports, port)| (at, ports, Self { port, sink: Arc::clone(sink) })).collect()
     }
 }

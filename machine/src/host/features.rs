@@ -153,7 +153,11 @@ mod tests {
     #[test]
     fn names_vendor_signature_and_bits() {
         let entries = [
-            entry(0, 0, [0x16, u32::from_le_bytes(*b"Genu"), u32::from_le_bytes(*b"ntel"), u32::from_le_bytes(*b"ineI")]),
+            entry(
+                0,
+                0,
+                [0x16, u32::from_le_bytes(*b"Genu"), u32::from_le_bytes(*b"ntel"), u32::from_le_bytes(*b"ineI")],
+            ),
             entry(1, 0, [0x000a_06a4, 0, 1 << 31 | 1 << 16 | 1 << 23, 1]),
             entry(7, 0, [1, 1 << 5, 0, 0]),
         ];

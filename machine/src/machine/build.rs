@@ -15,8 +15,8 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, OnceLock};
-use vmotion_dirty_tracking::{DirtyBackend, RingCollector};
 use vmm_sys_util::eventfd::EventFd;
+use vmotion_dirty_tracking::{DirtyBackend, RingCollector};
 use vmotion_model::{MachineSpec, MemoryLayout};
 
 /// Devices, and the buses they sit on.

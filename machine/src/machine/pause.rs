@@ -30,11 +30,7 @@ impl PauseGuard {
         if *phase != Phase::Running {
             return Err(MachineError::WrongState { state: phase.name(), action: "pause" });
         }
-        if !inner.park_vcpus() {
-            // Some may have parked: let them go on, nothing is lost.
-            *phase = Phase::Running;
-            return Err(MachineError::VcpuSilent { vcpu: u8::MAX });
-        }
+        inner.park_vcpus()?;
         inner.devices.iter().for_each(|device| device.quiesce());
         *phase = Phase::Paused;
         drop(phase);

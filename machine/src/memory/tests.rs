@@ -15,7 +15,7 @@ fn two_regions() -> GuestRam {
 fn runs_cross_regions_and_only_touched_pages_are_allocated() {
     let ram = two_regions();
     assert!(ram.allocated().unwrap().is_empty());
-    let written: Vec<u8> = (0..4 * 4096u32).map(|n| (n / 7) as u8).collect();
+    let written: Vec<u8> = (0..4 * 4096u32).map(|n| (n / 7).to_le_bytes()[0]).collect();
     ram.write_run(126, &written).unwrap();
     assert_eq!(ram.allocated().unwrap().runs().collect::<Vec<_>>(), vec![126..130]);
     let mut read = vec![0; written.len()];

@@ -110,8 +110,8 @@ impl SectionWriter {
     /// Adds `value` as section `name`.
     pub(crate) fn put<T: Serialize>(&mut self, name: &str, version: u16, value: &T) -> Result<(), StateError> {
         let encoded = postcard::to_allocvec(value);
-        let payload = encoded
-            .map_err(|error| StateError::Malformed { section: name.to_owned(), reason: error.to_string() })?;
+        let payload =
+            encoded.map_err(|error| StateError::Malformed { section: name.to_owned(), reason: error.to_string() })?;
         self.put_bytes(name, version, &payload)
     }
 

@@ -28,8 +28,10 @@ fn entry(index: u32, data: u64) -> kvm_msr_entry {
 }
 
 fn batch(entries: &[kvm_msr_entry]) -> Result<Msrs, MachineError> {
-    Msrs::from_entries(entries)
-        .map_err(|error| MachineError::Kvm { action: "take a list of MSRs", source: std::io::Error::other(format!("{error:?}")) })
+    Msrs::from_entries(entries).map_err(|error| MachineError::Kvm {
+        action: "take a list of MSRs",
+        source: std::io::Error::other(format!("{error:?}")),
+    })
 }
 
 impl MsrPlan {

@@ -1,7 +1,7 @@
 //! The vCPU thread: enters the guest, answers its exits, and stops cleanly when asked.
 
 use super::state::{boot, restore, save};
-use super::{Command, VcpuParts};
+use super::{Command, Vcpu, VcpuParts};
 use crate::MachineError;
 use crate::bus::Bus;
 use crate::devices::ShutdownSink;
@@ -26,6 +26,8 @@ const PARK_S_MAX: u64 = 10;
 #[derive(Debug)]
 pub(crate) struct VcpuShared {
     stop: AtomicBool,
+    /// Changed only under the lock of [`ParkedCount`].
+    parked: AtomicBool,
     immediate_exit: ImmediateExit,
     thread: OnceLock<KickTarget>,
 }
@@ -33,7 +35,7 @@ pub(crate) struct VcpuShared {
 impl VcpuShared {
     pub(super) fn new(fd: &VcpuFd) -> Result<Self, MachineError> {
         let immediate_exit = ImmediateExit::map(fd).map_err(MachineError::sys("map a vCPU"))?;
-        Ok(Self { stop: AtomicBool::new(true), immediate_exit, thread: OnceLock::new() })
+        Ok(Self { stop: AtomicBool::new(true), parked: AtomicBool::new(true), immediate_exit, thread: OnceLock::new() })
     }
 
     /// Makes the vCPU leave the guest and park. The flag first: a thread that is between exits sees it; one that is
@@ -46,14 +48,22 @@ impl VcpuShared {
         }
     }
 
-    /// Allows the vCPU to run; the next [`Command::Run`] does it.
-    pub(crate) fn allow_run(&self) {
+    /// Is it parked, with nothing left to finish?
+    pub(crate) fn is_parked(&self) -> bool {
+        self.parked.load(Ordering::SeqCst)
+    }
+
+    /// Allows the vCPU to run.
+    fn allow_run(&self) {
         self.immediate_exit.set(false);
         self.stop.store(false, Ordering::SeqCst);
     }
 }
 
 /// How many vCPUs are in or on their way into the guest.
+///
+/// Parking, and taking back a stop, happen under one lock: a vCPU either parks before a stop is taken back and is started
+/// again, or sees that there is no stop any more and goes on.
 #[derive(Debug, Default)]
 pub(crate) struct ParkedCount {
     running: Mutex<usize>,
@@ -61,20 +71,36 @@ pub(crate) struct ParkedCount {
 }
 
 impl ParkedCount {
-    pub(crate) fn set_running(&self, vcpus: usize) {
-        *self.lock() = vcpus;
-    }
-
     fn lock(&self) -> MutexGuard<'_, usize> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn park(&self) {
+    /// Starts all parked `vcpus` that may not be parked any longer, and takes back the stop of those that are not.
+    pub(crate) fn start(&self, vcpus: &[Vcpu]) {
         let mut running = self.lock();
+        // All before the first runs: it may stop them all at once.
+        vcpus.iter().for_each(|vcpu| vcpu.shared().allow_run());
+        for vcpu in vcpus {
+            // Not parked: still in the guest from before a stop that was taken back. Gone: its thread has ended.
+            if vcpu.shared().is_parked() && vcpu.send(Command::Run) {
+                vcpu.shared().parked.store(false, Ordering::SeqCst);
+                *running += 1;
+            }
+        }
+    }
+
+    /// Parks the vCPU, unless its stop was taken back; whether it did.
+    fn park(&self, vcpu: &VcpuShared) -> bool {
+        let mut running = self.lock();
+        if !vcpu.stop.load(Ordering::SeqCst) {
+            return false;
+        }
+        vcpu.parked.store(true, Ordering::SeqCst);
         *running = running.saturating_sub(1);
         if *running == 0 {
             self.parked.notify_all();
         }
+        true
     }
 
     /// Waits until all are parked, calling `kick` now and then; false when they take too long.
@@ -203,33 +229,44 @@ impl VcpuThread {
     }
 
     fn run(&mut self) {
-        let ended = loop {
+        loop {
+            if let Some(reason) = self.run_until_stopped() {
+                self.parts.context.exits.shut_down(reason);
+            }
+            if self.parts.context.parked.park(&self.shared) {
+                return;
+            }
+        }
+    }
+
+    fn run_until_stopped(&mut self) -> Option<ExitReason> {
+        loop {
             if self.shared.stop.load(Ordering::SeqCst) {
-                break self.finish_io();
+                return self.finish_io();
             }
             match self.enter() {
                 Next::Enter | Next::Interrupted => {}
-                Next::Ended(reason) => break Some(reason),
+                Next::Ended(reason) => return Some(reason),
             }
-        };
-        if let Some(reason) = ended {
-            self.parts.context.exits.shut_down(reason);
-            // Registers are not worth saving any more, but nothing may hang on a half-done exit either.
         }
-        self.parts.context.parked.park();
     }
 
     /// Lets KVM finish the I/O of the last exit, which happens when the guest is entered next: enters it with the
     /// immediate-exit flag, until KVM says that it would enter now.
     fn finish_io(&mut self) -> Option<ExitReason> {
-        self.shared.immediate_exit.set(true);
         loop {
+            // Every time: taking back a stop clears the flag, which only means that the guest runs a little on.
+            self.shared.immediate_exit.set(true);
             match self.enter() {
                 Next::Enter => {}
-                Next::Interrupted => return None,
+                Next::Interrupted => break,
                 Next::Ended(reason) => return Some(reason),
             }
         }
+        if !self.shared.stop.load(Ordering::SeqCst) {
+            self.shared.immediate_exit.set(false);
+        }
+        None
     }
 
     fn enter(&mut self) -> Next {

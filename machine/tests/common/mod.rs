@@ -1,5 +1,13 @@
 //! What the tests on real KVM share: a probe guest to run, its console to watch, and a small pre-copy to move it.
 #![allow(dead_code, reason = "every test program uses its own part of this")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "only used by tests, where a panic is the report"
+)]
+
+pub(crate) mod tiny;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -29,7 +37,8 @@ impl Probe {
         let directory = tempfile::tempdir().unwrap();
         let kernel = directory.path().join("probe.elf");
         std::fs::write(&kernel, vmotion_probe_guest::ELF).unwrap();
-        let config = MachineConfig { spec: spec(kernel, cpus, memory_mib, source, cmdline), console: ConsoleConfig::default() };
+        let config =
+            MachineConfig { spec: spec(kernel, cpus, memory_mib, source, cmdline), console: ConsoleConfig::default() };
         Self { directory, config }
     }
 
@@ -47,7 +56,13 @@ impl Probe {
     }
 }
 
-pub(crate) fn spec(kernel: PathBuf, cpus: u8, memory_mib: u64, dirty_source: DirtySource, cmdline: &str) -> MachineSpec {
+pub(crate) fn spec(
+    kernel: PathBuf,
+    cpus: u8,
+    memory_mib: u64,
+    dirty_source: DirtySource,
+    cmdline: &str,
+) -> MachineSpec {
     MachineSpec {
         name: "probe".parse().unwrap(),
         cpus,
@@ -69,6 +84,11 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
+    /// From what `machine` prints next.
+    pub(crate) fn starting_at(machine: &Machine) -> Self {
+        Self { text: String::new(), offset: machine.console().offset() }
+    }
+
     /// Reads what is new; a gap is a failure.
     pub(crate) fn read(&mut self, machine: &Machine) {
         loop {
@@ -100,6 +120,13 @@ impl Watcher {
             );
             let _ = machine.console().wait_beyond(self.offset, Duration::from_millis(20));
         }
+    }
+
+    /// The guest's wall clock, which its monotonic clock drives, at the last summary it printed, in ms since 1970.
+    pub(crate) fn guest_wall_ms(&self) -> u64 {
+        let line = self.text.lines().rfind(|line| line.starts_with("S ") && line.contains(" written=")).unwrap();
+        let word = line.split(' ').find_map(|word| word.strip_prefix("wall_ms=")).unwrap();
+        word.parse().unwrap()
     }
 
     /// The guest found nothing wrong.

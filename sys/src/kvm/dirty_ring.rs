@@ -53,7 +53,8 @@ impl DirtyRing {
         let protection = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
         let bytes = entries * Self::ENTRY_BYTES;
         // SAFETY: a new shared mapping at an address of the kernel's choice, overlapping nothing of ours.
-        let address = unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, flags, borrow(vcpu), offset) }?;
+        let address =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, flags, borrow(vcpu), offset) }?;
         let entries_pointer = NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
         Ok(Self { entries: entries_pointer, length: entries, next: 0 })
     }

@@ -21,8 +21,11 @@ pub(crate) struct Entropy {
 impl Entropy {
     pub(crate) fn open() -> Result<Self, MachineError> {
         let opened = File::open(SOURCE);
-        let source =
-            opened.map_err(|source| MachineError::File { role: "Entropy source", path: PathBuf::from(SOURCE), source })?;
+        let source = opened.map_err(|source| MachineError::File {
+            role: "Entropy source",
+            path: PathBuf::from(SOURCE),
+            source,
+        })?;
         Ok(Self { source })
     }
 }

@@ -108,11 +108,13 @@ impl Shared {
         };
         let head = chain.head_index();
         match self.backend.perform(memory, chain) {
-            Ok(written) => match queue.add_used(memory, head, written).and_then(|()| queue.needs_notification(memory)) {
-                Ok(true) => self.interrupt(INTERRUPT_USED),
-                Ok(false) => {}
-                Err(error) => self.give_up(&error),
-            },
+            Ok(written) => {
+                match queue.add_used(memory, head, written).and_then(|()| queue.needs_notification(memory)) {
+                    Ok(true) => self.interrupt(INTERRUPT_USED),
+                    Ok(false) => {}
+                    Err(error) => self.give_up(&error),
+                }
+            }
             Err(error) => self.give_up(&error),
         }
         true
