@@ -9,6 +9,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use vmotion_model::DirtySource;
 
+#[cfg(test)]
+mod tests;
+
 const WORD: u64 = 64;
 
 /// [`DirtyTracker`] on `KVM_GET_DIRTY_LOG` and `KVM_CLEAR_DIRTY_LOG`.

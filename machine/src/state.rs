@@ -15,9 +15,10 @@ mod container;
 pub use container::{STATE_VERSION, StateError};
 pub(crate) use container::{SectionReader, SectionWriter};
 
+use crate::vcpu::VcpuState;
 use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
 use serde::{Deserialize, Serialize};
-use vmotion_model::MemoryLayout;
+use vmotion_model::{MachineSpec, MemoryLayout};
 
 /// Version of every section this module names; raised when its meaning changes.
 pub(crate) const SECTION_VERSION: u16 = 1;
@@ -58,4 +59,72 @@ impl std::fmt::Debug for IrqChips {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct PitState {
     pub(crate) pit: kvm_pit_state2,
+}
+
+pub(crate) fn vcpu_section(id: u8) -> String {
+    format!("vcpu.{id}")
+}
+
+pub(crate) fn device_section(name: &str) -> String {
+    format!("{DEVICE_PREFIX}{name}")
+}
+
+const DEVICE_PREFIX: &str = "device.";
+
+/// A saved state with every section but the devices' decoded. Nothing of it has been applied.
+pub(crate) struct ParsedState<'a> {
+    pub(crate) facts: MachineFacts,
+    pub(crate) clock: ClockState,
+    pub(crate) chips: IrqChips,
+    pub(crate) pit: PitState,
+    pub(crate) vcpus: Vec<VcpuState>,
+    /// What is left: the devices.
+    pub(crate) devices: SectionReader<'a>,
+}
+
+impl<'a> ParsedState<'a> {
+    pub(crate) fn parse(state: &'a [u8]) -> Result<Self, StateError> {
+        let mut reader = SectionReader::open(state)?;
+        let facts: MachineFacts = reader.take("machine", SECTION_VERSION)?;
+        if facts.cpus == 0 || facts.cpus > MachineSpec::CPUS_MAX {
+            return Err(StateError::Limit("vCPUs"));
+        }
+        let clock = reader.take("clock", SECTION_VERSION)?;
+        let chips = reader.take("irqchips", SECTION_VERSION)?;
+        let pit = reader.take("pit", SECTION_VERSION)?;
+        let vcpus = (0..facts.cpus).map(|id| {
+            let vcpu: VcpuState = reader.take(&vcpu_section(id), SECTION_VERSION)?;
+            vcpu.check()?;
+            Ok(vcpu)
+        });
+        let vcpus = vcpus.collect::<Result<_, StateError>>()?;
+        Ok(Self { facts, clock, chips, pit, vcpus, devices: reader })
+    }
+}
+
+/// What a saved state is of, as far as can be told without a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateSummary {
+    /// RAM of the machine it was saved from.
+    pub layout: MemoryLayout,
+    /// Its vCPUs.
+    pub cpus: u8,
+    /// Its devices, by name.
+    pub devices: Vec<String>,
+}
+
+/// Checks and decodes `state`, which may come from anywhere, without a machine. The devices' own payloads are checked
+/// when a machine takes them.
+///
+/// # Errors
+/// [`StateError`] says what is wrong with it.
+pub fn inspect_state(state: &[u8]) -> Result<StateSummary, StateError> {
+    let ParsedState { facts, clock: _, chips: _, pit: _, vcpus: _, devices } = ParsedState::parse(state)?;
+    let MachineFacts { layout, cpus } = facts;
+    let device = |section: &str| match section.strip_prefix(DEVICE_PREFIX) {
+        Some(device) => Ok(device.to_owned()),
+        None => Err(StateError::Leftover(section.to_owned())),
+    };
+    let devices = devices.names().map(device).collect::<Result<_, _>>()?;
+    Ok(StateSummary { layout, cpus, devices })
 }

@@ -6,7 +6,7 @@ mod common;
 
 use common::{Probe, Watcher, kvm_or_skip};
 use std::time::Duration;
-use vmotion_machine::{ExitReason, Machine, MachineError, StateError};
+use vmotion_machine::{ExitReason, Machine, MachineError, StateError, inspect_state};
 use vmotion_model::{ByteSize, DirtySource, DiskSpec};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -144,6 +144,10 @@ fn states_of_other_machines_and_damaged_ones_change_nothing() {
     damaged[state.len() / 2] ^= 1;
     assert!(matches!(target.restore(&damaged), Err(MachineError::State(StateError::Checksum))));
     target.restore(&state).unwrap();
+
+    let summary = inspect_state(&state).unwrap();
+    assert_eq!((summary.cpus, summary.layout.total_bytes()), (1, 64 << 20));
+    assert!(summary.devices.contains(&"serial0".to_owned()), "{:?}", summary.devices);
 }
 
 #[test]

@@ -5,17 +5,9 @@ use crate::MachineError;
 use crate::clock;
 use crate::devices::DeviceState;
 use crate::state::{
-    ClockState, IrqChips, MachineFacts, PitState, SECTION_VERSION, SectionReader, SectionWriter, StateError,
+    MachineFacts, ParsedState, SECTION_VERSION, SectionWriter, StateError, device_section, vcpu_section,
 };
-use crate::vcpu::{Command, VcpuState, ask_all};
-
-fn vcpu_section(id: usize) -> String {
-    format!("vcpu.{id}")
-}
-
-fn device_section(name: &str) -> String {
-    format!("device.{name}")
-}
+use crate::vcpu::{Command, ask_all};
 
 impl Inner {
     fn facts(&self) -> MachineFacts {
@@ -30,7 +22,7 @@ impl Inner {
         writer.put("clock", SECTION_VERSION, &clock::save(self.vm.fd(), self.host_tsc_khz)?)?;
         writer.put("irqchips", SECTION_VERSION, &self.vm.save_irqchips()?)?;
         writer.put("pit", SECTION_VERSION, &self.vm.save_pit()?)?;
-        for (id, vcpu) in vcpus.iter().enumerate() {
+        for (id, vcpu) in (0u8..).zip(&vcpus) {
             writer.put(&vcpu_section(id), SECTION_VERSION, vcpu)?;
         }
         for device in &self.devices {
@@ -42,24 +34,16 @@ impl Inner {
 
     /// Parses everything, then applies it: a damaged state changes nothing.
     pub(super) fn restore(&self, state: &[u8]) -> Result<(), MachineError> {
-        let mut reader = SectionReader::open(state)?;
-        let facts: MachineFacts = reader.take("machine", SECTION_VERSION)?;
+        let ParsedState { facts, clock, chips, pit, vcpus, devices: mut saved } = ParsedState::parse(state)?;
         self.check_facts(&facts)?;
-        let clock: ClockState = reader.take("clock", SECTION_VERSION)?;
-        let chips: IrqChips = reader.take("irqchips", SECTION_VERSION)?;
-        let pit: PitState = reader.take("pit", SECTION_VERSION)?;
-        let mut vcpus = Vec::with_capacity(usize::from(self.spec.cpus));
-        for id in 0..usize::from(self.spec.cpus) {
-            let vcpu: VcpuState = reader.take(&vcpu_section(id), SECTION_VERSION)?;
-            vcpu.check()?;
-            vcpus.push(Some(Box::new(vcpu)));
-        }
+        let mut vcpus: Vec<_> = vcpus.into_iter().map(|vcpu| Some(Box::new(vcpu))).collect();
         let mut devices = Vec::with_capacity(self.devices.len());
         for device in &self.devices {
-            let (version, payload) = reader.take_bytes(&device_section(&device.name()))?;
+            let section = device_section(&device.name());
+            let (version, payload) = saved.take_bytes(&section)?;
             devices.push(DeviceState { version, payload: payload.to_vec() });
         }
-        reader.finish()?;
+        saved.finish()?;
 
         self.vm.restore_irqchips(&chips)?;
         self.vm.restore_pit(&pit)?;

@@ -215,6 +215,11 @@ impl<'a> SectionReader<'a> {
         if rest.is_empty() { Ok(value) } else { Err(malformed(format!("{} bytes are left over", rest.len()))) }
     }
 
+    /// Names of the sections not taken yet.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.sections.keys().copied()
+    }
+
     /// Every section must have been taken.
     pub(crate) fn finish(self) -> Result<(), StateError> {
         match self.sections.keys().next() {
