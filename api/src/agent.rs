@@ -14,6 +14,7 @@ use vmotion_transport::{ExpectedPeer, Identity, session::MoveTicket};
 
 /// What a host is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct HostReport {
     /// Its name, the same as in its certificate.
     pub name: HostName,
@@ -31,6 +32,7 @@ pub struct HostReport {
 
 /// `POST /v1/hosts/{name}/heartbeat` at the controller, once a second.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Heartbeat {
     /// The host.
     pub host: HostReport,
@@ -52,8 +54,10 @@ pub struct StartRequest {
 
 /// `POST /v1/machines/{name}/snapshot`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SnapshotRequest {
     /// New directory on the host to write to.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub directory: PathBuf,
 }
 

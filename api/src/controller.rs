@@ -17,6 +17,7 @@ use vmotion_transport::{ExpectedPeer, Identity};
 
 /// `POST /v1/machines`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreateRequest {
     /// What to run. With `from`, only the name is used.
     pub spec: MachineSpec,
@@ -25,6 +26,7 @@ pub struct CreateRequest {
     pub on: Option<String>,
     /// A snapshot directory on the host to start from.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub from: Option<PathBuf>,
     /// Only say where it would go, and why.
     #[serde(default)]
@@ -33,6 +35,7 @@ pub struct CreateRequest {
 
 /// `POST /v1/moves`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MoveCommand {
     /// Which machine.
     pub machine: MachineName,
@@ -48,6 +51,7 @@ pub struct MoveCommand {
 
 /// A machine as the controller knows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MachineView {
     /// Its name.
     pub name: MachineName,
@@ -75,6 +79,7 @@ pub struct MachineView {
 
 /// A move as an operation: created by one request, followed by polling or by events.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Operation {
     /// Its name.
     pub id: MoveId,
@@ -107,6 +112,7 @@ pub struct Operation {
 
 /// `POST /v1/owners/{machine}/cas`: replace `expected` by `wanted`. Answered with the record as it is afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CasRequest {
     /// What the record must be now.
     pub expected: OwnerRecord,

@@ -5,6 +5,7 @@ use std::fmt;
 
 /// What kind of failure; stable, part of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorCode {
     /// The request is malformed or a value is out of range.
@@ -55,6 +56,7 @@ impl ErrorCode {
 
 /// An error as every API of ours answers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ApiError {
     /// What kind.
     pub code: ErrorCode,

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 /// What a guest can observe of a host's processors; the same list decides compatibility before a move.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CpuModel {
     /// CPUID vendor string.
     pub vendor: String,
@@ -27,6 +28,7 @@ impl CpuModel {
 
 /// How much a host can carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct HostCapacity {
     /// Hardware threads.
     pub cpus: u32,
@@ -38,6 +40,7 @@ pub struct HostCapacity {
 
 /// What the controller believes about a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum HostState {
     /// Heartbeats arrive.
@@ -48,6 +51,7 @@ pub enum HostState {
 
 /// A host in the inventory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Host {
     /// Its name, the same as in its certificate.
     pub name: HostName,
@@ -70,6 +74,7 @@ pub struct Host {
 
 /// What a machine does, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum MachineState {
     /// Asked for, not yet running.
@@ -92,6 +97,7 @@ pub enum MachineState {
 
 /// A machine as an agent reports it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MachineStatus {
     /// What it is.
     pub spec: MachineSpec,

@@ -6,6 +6,7 @@ use std::{fmt, str::FromStr};
 
 /// Names one move for ever.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(try_from = "String", into = "String")]
 pub struct MoveId(String);
 
@@ -54,6 +55,7 @@ impl fmt::Display for MoveId {
 
 /// What the operator asks of one move.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MoveRequest {
     /// The pause the guest may suffer, in ms. The engine switches over when it predicts less, and takes a longer pause back.
     #[serde(default = "MoveRequest::default_downtime_ms_max")]
@@ -91,6 +93,7 @@ impl Default for MoveRequest {
 
 /// How far a move is, for people. The state machines of the two ends have states of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum MovePhase {
     /// Accepted; the target host is being prepared.
@@ -105,6 +108,7 @@ pub enum MovePhase {
 
 /// How a move ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case", tag = "result")]
 pub enum MoveOutcome {
     /// The target owns and runs the machine.
@@ -125,6 +129,7 @@ pub enum MoveOutcome {
 
 /// Pages by how they travelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PageCounts {
     /// All zero: a few bytes each.
     pub zero: u64,
@@ -158,6 +163,7 @@ impl PageCounts {
 
 /// One progress event. Every transition of the engine is one of these, with its numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MoveProgress {
     /// Where the move is.
     pub phase: MovePhase,
@@ -181,6 +187,7 @@ pub struct MoveProgress {
 
 /// What the engine foresaw just before it paused the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Prediction {
     /// Whole move, in ms, as foreseen after the first round.
     pub total_ms: f64,
@@ -190,6 +197,7 @@ pub struct Prediction {
 
 /// The pause, as each end measured it, in ms. The parts add up to the whole.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DowntimeReport {
     /// Source clock: from the pause request until the target said it runs.
     pub source_ms: f64,
@@ -215,6 +223,7 @@ pub struct DowntimeReport {
 
 /// Digests of all guest memory during the pause.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DigestReport {
     /// xxh3-128 of all RAM, source, in hexadecimal.
     pub source: String,
@@ -232,6 +241,7 @@ impl DigestReport {
 
 /// The report of a finished move.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MoveSummary {
     /// The machine.
     pub machine: MachineName,

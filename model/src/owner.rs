@@ -6,6 +6,7 @@ use std::fmt;
 
 /// A machine's ownership generation. Every effect outside the guest carries or checks it; lower ones are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Epoch(pub u64);
 
 impl Epoch {
@@ -27,6 +28,7 @@ impl fmt::Display for Epoch {
 
 /// What the owner is entitled to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum OwnerState {
     /// The owner may run the machine.
@@ -37,6 +39,7 @@ pub enum OwnerState {
 
 /// `{machine, epoch, owner, state}` in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct OwnerRecord {
     /// The machine.
     pub machine: MachineName,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// What the policy thinks of one host for one machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Judgement {
     /// The host.
     pub host: HostName,
@@ -14,6 +15,7 @@ pub struct Judgement {
 
 /// Whether a host can take a machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case", tag = "verdict")]
 pub enum Verdict {
     /// It can; more is better.
@@ -32,6 +34,7 @@ pub enum Verdict {
 
 /// Where a machine goes, and why there.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Placement {
     /// The best host; `None` when none fits.
     pub chosen: Option<HostName>,

@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr};
 
 /// A number of bytes. In text and JSON, suffixes `K M G T` (optionally `iB`) are powers of 1024.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ByteSize(pub u64);
 
 /// Why a size was refused.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 /// How guest memory is backed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Backing {
     /// A memfd with 4 KiB pages (transparent huge pages where the host gives them).
@@ -17,6 +18,7 @@ pub enum Backing {
 
 /// Which KVM facility tells what the guest wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum DirtySource {
     /// Chosen by what the host's KVM offers and the size of the machine.
@@ -30,8 +32,10 @@ pub enum DirtySource {
 
 /// A disk both hosts can open.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DiskSpec {
     /// File or block device, the same path on every host that may run the machine.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub path: PathBuf,
     /// Opened read-only, and refused writes.
     #[serde(default)]
@@ -56,6 +60,7 @@ impl std::str::FromStr for DiskSpec {
 
 /// A machine, as created. Paths are on the host that runs it; kernel and initrd are only needed to boot, not to move.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MachineSpec {
     /// Its name.
     pub name: MachineName,
@@ -64,9 +69,11 @@ pub struct MachineSpec {
     /// RAM, 16 MiB to 1 TiB, a whole number of MiB.
     pub memory: ByteSize,
     /// PVH ELF or bzImage.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub kernel: PathBuf,
     /// Initial ramdisk.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub initrd: Option<PathBuf>,
     /// Kernel command line, without what vmotion adds for its devices.
     #[serde(default)]

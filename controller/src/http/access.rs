@@ -1,0 +1,75 @@
+//! Who calls, and what about: checked before a handler runs.
+
+use crate::error::{forbidden, invalid};
+use axum::{
+    extract::{ConnectInfo, FromRequestParts, Path},
+    http::request::Parts,
+};
+use std::{fmt::Display, str::FromStr};
+use vmotion_api::{Caller, Problem};
+use vmotion_model::{ApiError, HostName};
+use vmotion_transport::Principal;
+
+fn principal(parts: &Parts) -> Option<&Principal> {
+    parts.extensions.get::<ConnectInfo<Caller>>()?.0.principal.as_ref()
+}
+
+fn wrong(found: Option<&Principal>, wanted: &str) -> Problem {
+    let found = found.map_or_else(|| "a certificate that names nobody".to_owned(), Principal::to_string);
+    Problem(forbidden(format!("Only {wanted} may do this; the caller is {found}")))
+}
+
+/// The caller is an operator or a controller.
+pub(super) struct Operator;
+
+impl<S: Sync> FromRequestParts<S> for Operator {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        match principal(parts) {
+            Some(Principal::Operator(_) | Principal::Controller(_)) => Ok(Self),
+            other => Err(wrong(other, "operators")),
+        }
+    }
+}
+
+/// The caller is this host.
+pub(super) struct CallingHost(pub(super) HostName);
+
+impl<S: Sync> FromRequestParts<S> for CallingHost {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        match principal(parts) {
+            Some(Principal::Host(name)) => Ok(Self(name.clone())),
+            other => Err(wrong(other, "hosts")),
+        }
+    }
+}
+
+/// The caller is somebody we know.
+pub(super) struct Anybody;
+
+impl<S: Sync> FromRequestParts<S> for Anybody {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        match principal(parts) {
+            Some(_) => Ok(Self),
+            None => Err(wrong(None, "operators and hosts")),
+        }
+    }
+}
+
+/// The one name in the path; a bad one is answered with what is wrong with it.
+pub(super) struct Named<T>(pub(super) T);
+
+impl<S: Sync + Send, T: FromStr<Err: Display>> FromRequestParts<S> for Named<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let refused = |error: &dyn Display| -> Problem { ApiError::from(invalid(error.to_string())).into() };
+        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|error| refused(&error))?;
+        text.parse().map(Self).map_err(|error: T::Err| refused(&error))
+    }
+}

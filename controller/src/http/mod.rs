@@ -1,0 +1,78 @@
+//! The HTTP API: one file for each resource, one table of routes, and who may call what.
+
+mod access;
+mod console;
+mod hosts;
+mod machines;
+mod moves;
+pub(crate) mod openapi;
+mod owners;
+
+use crate::app::App;
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    routing::{MethodRouter, get, post},
+};
+use std::sync::Arc;
+use vmotion_api::Problem;
+use vmotion_model::{ApiError, ErrorCode};
+
+/// Largest request body.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Every route, with the methods it has.
+fn routes() -> Vec<(&'static str, &'static [&'static str], MethodRouter<Arc<App>>)> {
+    vec![
+        ("/v1/machines", &["get", "post"], get(machines::list).post(machines::create)),
+        ("/v1/machines/{name}", &["get", "delete"], get(machines::show).delete(machines::remove)),
+        ("/v1/machines/{name}/stop", &["post"], post(machines::stop)),
+        ("/v1/machines/{name}/snapshot", &["post"], post(machines::snapshot)),
+        ("/v1/machines/{name}/console", &["get", "post"], get(console::read).post(console::write)),
+        ("/v1/owners/{name}", &["get"], get(owners::show)),
+        ("/v1/owners/{name}/cas", &["post"], post(owners::compare_and_set)),
+        ("/v1/hosts", &["get"], get(hosts::list)),
+        ("/v1/hosts/{name}/heartbeat", &["post"], post(hosts::heartbeat)),
+        ("/v1/hosts/{name}/cordon", &["post"], post(hosts::cordon)),
+        ("/v1/hosts/{name}/uncordon", &["post"], post(hosts::uncordon)),
+        ("/v1/moves", &["get", "post"], get(moves::list).post(moves::start)),
+        ("/v1/moves/{id}", &["get", "delete"], get(moves::show).delete(moves::cancel)),
+        ("/v1/moves/{id}/events", &["get"], get(moves::events)),
+        ("/v1/openapi.json", &["get"], get(openapi::document)),
+    ]
+}
+
+/// The whole API.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let add = |router: Router<Arc<App>>, (path, _, handlers): (&'static str, _, MethodRouter<Arc<App>>)| {
+        router.route(path, handlers)
+    };
+    routes()
+        .into_iter()
+        .fold(Router::new(), add)
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(app)
+}
+
+async fn no_such_path(uri: axum::http::Uri) -> Problem {
+    let error = ApiError::new(ErrorCode::NotFound, format!("There is nothing at {}", uri.path()));
+    Problem(error.with_hint("GET /v1/openapi.json lists what there is"))
+}
+
+async fn no_such_method(method: axum::http::Method, uri: axum::http::Uri) -> Problem {
+    Problem(ApiError::new(ErrorCode::Invalid, format!("{method} is not possible at {}", uri.path())))
+}
+
+/// Runs what must not stop half-way when the caller hangs up.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::spawn(work).await {
+        Ok(answer) => answer.map_err(Problem),
+        Err(error) => {
+            Err(Problem(ApiError::new(ErrorCode::Internal, format!("The request was not finished: {error}"))))
+        }
+    }
+}

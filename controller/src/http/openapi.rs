@@ -1,0 +1,77 @@
+//! `/v1/openapi.json`: the API described by the handlers themselves.
+
+use super::{access::Anybody, console, hosts, machines, moves, owners};
+use axum::response::{IntoResponse as _, Response};
+use utoipa::OpenApi as _;
+
+/// The API of the controller.
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "vmotion controller",
+        description = "Machines, hosts and moves. Every connection shows a client certificate."
+    ),
+    paths(
+        machines::list,
+        machines::show,
+        machines::create,
+        machines::stop,
+        machines::remove,
+        machines::snapshot,
+        console::read,
+        console::write,
+        owners::show,
+        owners::compare_and_set,
+        hosts::list,
+        hosts::heartbeat,
+        hosts::cordon,
+        hosts::uncordon,
+        moves::list,
+        moves::show,
+        moves::start,
+        moves::cancel,
+        moves::events,
+        document,
+    ),
+    components(schemas(vmotion_model::Placement))
+)]
+struct Document;
+
+/// This document
+#[utoipa::path(get, path = "/v1/openapi.json", tag = "about", responses((status = 200, description = "OpenAPI 3.1")))]
+pub(super) async fn document(_: Anybody) -> Response {
+    axum::Json(Document::openapi()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_route_is_documented_and_every_documented_path_is_a_route() {
+        let document = serde_json::to_value(Document::openapi()).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        let documented: BTreeSet<(String, String)> = paths
+            .iter()
+            .flat_map(|(path, item)| {
+                let methods = item.as_object().unwrap().keys();
+                methods.map(|method| (path.clone(), method.clone())).collect::<Vec<_>>()
+            })
+            .collect();
+        let served: BTreeSet<(String, String)> = crate::http::routes()
+            .iter()
+            .flat_map(|(path, methods, _)| methods.iter().map(|method| ((*path).to_owned(), (*method).to_owned())))
+            .collect();
+        assert_eq!(documented, served);
+    }
+
+    #[test]
+    fn every_reference_in_the_document_resolves() {
+        let document = serde_json::to_value(Document::openapi()).unwrap();
+        let text = document.to_string();
+        for reference in text.split("\"$ref\":\"#").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+            assert!(document.pointer(reference).is_some(), "{reference} is nowhere");
+        }
+    }
+}

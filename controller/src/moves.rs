@@ -1,0 +1,234 @@
+//! Moves as requests: begin, look, cancel. What happens between is the reconciler's.
+
+use crate::{
+    app::{App, lock},
+    error::{conflict, not_found, refused},
+    inventory::unix_ms,
+    machines,
+    once::Once,
+    operations::{MoveRecord, Phase, progress_before_copying},
+    placement::{Snapshot, chosen},
+    reconciler,
+    records::{
+        Intent, LAST_MOVE, MOVES, MachineRecord, Stored, busy_key, load, load_all, load_machine, load_move, load_owner,
+        move_key, put,
+    },
+    store::{Change, Compare, Outcome, Store, Transaction},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::watch, time::timeout};
+use vmotion_api::{ClientError, MoveCommand, Operation};
+use vmotion_model::{ApiError, HostName, MachineName, MachineState, MoveId, MoveOutcome, OwnerRecord, Placement};
+use vmotion_policy::{Current, PlacementRequest, Wanted};
+use vmotion_transport::session::MoveTicket;
+
+/// Finished moves that are remembered; the oldest are forgotten first.
+const REMEMBERED_MAX: usize = 1000;
+/// Moves forgotten at once.
+const FORGOTTEN_AT_ONCE: usize = 50;
+/// A cancelled move is usually over by then; the answer says so when it is.
+const CANCEL_WITHIN: Duration = Duration::from_secs(3);
+
+/// A machine that could be moved.
+struct Movable {
+    machine: Stored<MachineRecord>,
+    owner: Stored<OwnerRecord>,
+}
+
+/// Where a move would go.
+pub(crate) async fn place(app: &App, command: &MoveCommand) -> Result<Placement, ApiError> {
+    let movable = load_movable(app, &command.machine).await?;
+    place_movable(app, command, &movable).await
+}
+
+async fn load_movable(app: &App, name: &MachineName) -> Result<Movable, ApiError> {
+    let unknown = || not_found(format!("There is no machine {name}"));
+    let machine = load_machine(&*app.store, name).await?.ok_or_else(unknown)?;
+    let owner = load_owner(&*app.store, name).await?.ok_or_else(unknown)?;
+    if let Some(id) = load::<MoveId>(&*app.store, &busy_key(name)).await? {
+        return Err(conflict(format!("Machine {name} is being moved by {} already", id.value))
+            .with_hint(format!("wait for it, or cancel it: vmotion cancel {}", id.value)));
+    }
+    let view = machines::view(app, name).await?;
+    let intended = machine.value.intent == Intent::Running;
+    if !intended || !matches!(view.state, MachineState::Running | MachineState::Moving) {
+        let why = view.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        let state = serde_json::to_value(view.state).ok();
+        let state = state.as_ref().and_then(|state| state.as_str()).unwrap_or("not running");
+        return Err(refused(format!("Machine {name} is {state}{why}; only a running machine can be moved")));
+    }
+    Ok(Movable { machine, owner })
+}
+
+async fn place_movable(app: &App, command: &MoveCommand, movable: &Movable) -> Result<Placement, ApiError> {
+    let snapshot = Snapshot::take(app).await?;
+    let wanted = snapshot.wanted(&command.to)?;
+    let source = &movable.owner.value.owner;
+    let name = &command.machine;
+    match &wanted {
+        Wanted::Host(host) if host == source => {
+            return Err(conflict(format!("Machine {name} is on {host} already"))
+                .with_hint("name another host, or a datacenter"));
+        }
+        Wanted::Datacenter(datacenter) if snapshot.datacenter_of(source) == Some(datacenter) => {
+            return Err(conflict(format!("Machine {name} is in {datacenter} already, on {source}"))
+                .with_hint("name a host to move it within its datacenter"));
+        }
+        Wanted::Host(_) | Wanted::Datacenter(_) | Wanted::Anywhere => {}
+    }
+    let cpu = app.inventory.host(source).map(|host| host.cpu).unwrap_or_default();
+    let spec = &movable.machine.value.spec;
+    Ok(snapshot.place(PlacementRequest {
+        memory: spec.memory,
+        cpus: u32::from(spec.cpus),
+        wanted,
+        current: Some(Current { host: source.clone(), cpu }),
+        ..PlacementRequest::default()
+    }))
+}
+
+/// Begins a move: it is in the store before any host hears of it.
+pub(crate) async fn start(app: &Arc<App>, command: MoveCommand, once: Once) -> Result<Operation, ApiError> {
+    let _admission = app.admission.lock().await;
+    if let Some(made) = once.made_before(&*app.store).await? {
+        let forgotten = || conflict(format!("Idempotency-Key was used to begin {made}, which is not remembered"));
+        let id: MoveId = made.parse().map_err(|_| forgotten())?;
+        return find(app, &id).await.map_err(|_| forgotten());
+    }
+    let movable = load_movable(app, &command.machine).await?;
+    let placement = place_movable(app, &command, &movable).await?;
+    let target = chosen(&placement, &command.machine)?;
+    let (id, counter) = next_id(&*app.store).await?;
+    let record = record(command, movable.machine.value.clone(), movable.owner.value.clone(), target, id, placement);
+    let operation = record.operation.clone();
+    let Operation { id, machine, source, target, .. } = &operation;
+    let mut transaction = Transaction::default()
+        .when(movable.machine.unchanged())
+        .when(movable.owner.unchanged())
+        .when(Compare::Absent(busy_key(machine)))
+        .when(Compare::Absent(move_key(id)))
+        .then(put(move_key(id), &record)?)
+        .then(put(busy_key(machine), id)?)
+        .then(counter);
+    transaction.compares.extend(once.compare());
+    transaction.changes.extend(once.remember(&*app.store, id.as_str()).await?);
+    transaction.changes.extend(forgettable(&*app.store).await?);
+    if app.store.commit(transaction).await? == Outcome::Refused {
+        return Err(conflict(format!("Machine {machine} was changed by another request at the same time"))
+            .with_hint("try again"));
+    }
+    tracing::info!(%id, %machine, %source, %target, "move begins");
+    reconciler::begin(app, operation.clone());
+    Ok(operation)
+}
+
+fn record(
+    command: MoveCommand,
+    machine: MachineRecord,
+    owner: OwnerRecord,
+    target: HostName,
+    id: MoveId,
+    placement: Placement,
+) -> MoveRecord {
+    let operation = Operation {
+        id,
+        machine: command.machine,
+        source: owner.owner.clone(),
+        target,
+        request: command.request,
+        created_unix_ms: unix_ms(),
+        progress: Some(progress_before_copying(0)),
+        outcome: None,
+        summary: None,
+        placement: Some(placement),
+        note: None,
+    };
+    MoveRecord {
+        operation,
+        phase: Phase::Preparing,
+        spec: machine.spec,
+        record: owner,
+        ticket: MoveTicket::random(),
+        cancel: false,
+    }
+}
+
+async fn next_id(store: &dyn Store) -> Result<(MoveId, Change), ApiError> {
+    let number = load::<u64>(store, LAST_MOVE).await?.map_or(0, |stored| stored.value).saturating_add(1);
+    Ok((MoveId::numbered(number), put(LAST_MOVE, &number)?))
+}
+
+/// The oldest finished moves, when there are too many.
+async fn forgettable(store: &dyn Store) -> Result<Vec<Change>, ApiError> {
+    let (entries, _) = store.list(MOVES).await?;
+    if entries.len() < REMEMBERED_MAX {
+        return Ok(Vec::new());
+    }
+    let all = load_all::<MoveRecord>(store, MOVES).await?;
+    let finished = all.iter().filter(|stored| stored.value.phase == Phase::Finished);
+    Ok(finished.take(FORGOTTEN_AT_ONCE).map(Stored::deleted).collect())
+}
+
+/// A receiver of an unfinished move's events; the current one is in it.
+pub(crate) fn follow(app: &App, id: &MoveId) -> Option<watch::Receiver<Operation>> {
+    lock(&app.live).get(id).map(watch::Sender::subscribe)
+}
+
+/// One move.
+pub(crate) async fn find(app: &App, id: &MoveId) -> Result<Operation, ApiError> {
+    if let Some(live) = follow(app, id) {
+        return Ok(live.borrow().clone());
+    }
+    let stored = load_move(&*app.store, id).await?.ok_or_else(|| not_found(format!("There is no move {id}")))?;
+    Ok(stored.value.operation)
+}
+
+/// All moves, oldest first.
+pub(crate) async fn list(app: &App) -> Result<Vec<Operation>, ApiError> {
+    let stored = load_all::<MoveRecord>(&*app.store, MOVES).await?;
+    let live = lock(&app.live);
+    let current = |stored: Stored<MoveRecord>| match live.get(&stored.value.operation.id) {
+        Some(sender) if stored.value.phase != Phase::Finished => sender.borrow().clone(),
+        _ => stored.value.operation,
+    };
+    Ok(stored.into_iter().map(current).collect())
+}
+
+fn outcome_in_words(outcome: &MoveOutcome) -> String {
+    match outcome {
+        MoveOutcome::Moved => "moved".to_owned(),
+        MoveOutcome::Cancelled => "cancelled".to_owned(),
+        MoveOutcome::RolledBack { reason } => format!("rolled back: {reason}"),
+        MoveOutcome::SourceLost { reason } => format!("source lost: {reason}"),
+    }
+}
+
+/// Cancels a move. The wish is in the store first, and the reconciler repeats it; the source's "too late" is passed on.
+pub(crate) async fn cancel(app: &Arc<App>, id: &MoveId) -> Result<Operation, ApiError> {
+    let record = loop {
+        let stored = load_move(&*app.store, id).await?.ok_or_else(|| not_found(format!("There is no move {id}")))?;
+        if let Some(outcome) = &stored.value.operation.outcome {
+            return Err(conflict(format!("Move {id} is already finished: {}", outcome_in_words(outcome))));
+        }
+        let record = MoveRecord { cancel: true, ..stored.value.clone() };
+        let transaction = Transaction::default().when(stored.unchanged()).then(put(stored.key.as_str(), &record)?);
+        // Refused when the reconciler has just gone on; the phase is read again.
+        if matches!(app.store.commit(transaction).await?, Outcome::Committed(_)) {
+            break record;
+        }
+    };
+    if matches!(record.phase, Phase::Launching { .. } | Phase::Copying) {
+        let Operation { machine, source, .. } = &record.operation;
+        if let Err(ClientError::Answered(error)) = app.agent(source)?.cancel(machine, id).await
+            && error.code == vmotion_model::ErrorCode::Conflict
+        {
+            return Err(error);
+        }
+    }
+    if let Some(mut live) = follow(app, id) {
+        let over = live.wait_for(|operation| operation.outcome.is_some());
+        // Not over yet: the answer shows how far it is.
+        let _ = timeout(CANCEL_WITHIN, over).await;
+    }
+    find(app, id).await
+}

@@ -1,0 +1,164 @@
+//! What the store holds, and under which keys. Values are JSON: small, readable in a crash, and tolerant of new fields.
+
+use crate::{
+    operations::MoveRecord,
+    store::{Change, Compare, Entry, Revision, Store},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::path::PathBuf;
+use vmotion_api::HostReport;
+use vmotion_model::{ApiError, ErrorCode, HostName, MachineName, MachineSpec, MoveId, OwnerRecord};
+
+pub(crate) const MACHINES: &str = "machines/";
+pub(crate) const OWNERS: &str = "owners/";
+pub(crate) const HOSTS: &str = "hosts/";
+pub(crate) const MOVES: &str = "moves/";
+/// The number of the last move.
+pub(crate) const LAST_MOVE: &str = "counters/moves";
+
+pub(crate) fn machine_key(name: &MachineName) -> String {
+    format!("{MACHINES}{name}")
+}
+
+pub(crate) fn owner_key(name: &MachineName) -> String {
+    format!("{OWNERS}{name}")
+}
+
+pub(crate) fn host_key(name: &HostName) -> String {
+    format!("{HOSTS}{name}")
+}
+
+pub(crate) fn move_key(id: &MoveId) -> String {
+    format!("{MOVES}{id}")
+}
+
+/// Exists while a move of the machine is unfinished: one move at a time, and neither stop nor removal meanwhile.
+pub(crate) fn busy_key(name: &MachineName) -> String {
+    format!("busy/{name}")
+}
+
+/// What is to become of a machine. The settled ones need nobody to do anything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "intent")]
+pub(crate) enum Intent {
+    /// Its host is asked to start it until it answers.
+    Starting,
+    /// Settled: its host has it.
+    Running,
+    /// Its host is asked to stop it until it answers.
+    Stopping,
+    /// Settled: its host said that it stands.
+    Stopped,
+    /// Its host is asked to remove it until it answers.
+    Removing,
+    /// Settled: its host refused.
+    Failed {
+        /// In the host's words.
+        reason: String,
+    },
+}
+
+impl Intent {
+    pub(crate) const fn is_settled(&self) -> bool {
+        match self {
+            Self::Running | Self::Stopped | Self::Failed { .. } => true,
+            Self::Starting | Self::Stopping | Self::Removing => false,
+        }
+    }
+}
+
+/// A machine in the store. Who owns it is in its owner record, not here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MachineRecord {
+    pub(crate) spec: MachineSpec,
+    #[serde(flatten)]
+    pub(crate) intent: Intent,
+    /// The snapshot it starts from.
+    #[serde(default)]
+    pub(crate) from: Option<PathBuf>,
+    /// The idempotency record of its creation, removed when its host refuses it.
+    #[serde(default)]
+    pub(crate) once: Option<String>,
+}
+
+/// A host in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HostRecord {
+    pub(crate) report: HostReport,
+    #[serde(default)]
+    pub(crate) cordoned: bool,
+    /// When it was heard last, as of the last time this record was written.
+    #[serde(default)]
+    pub(crate) seen_unix_ms: u64,
+}
+
+/// The answer to a request with an idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OnceRecord {
+    /// The request, as JSON.
+    pub(crate) request: String,
+    /// What it made: the name of a machine or a move.
+    pub(crate) made: String,
+    /// When, for forgetting the oldest.
+    pub(crate) unix_ms: u64,
+}
+
+/// A value with the commit that set it.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored<T> {
+    pub(crate) key: String,
+    pub(crate) value: T,
+    pub(crate) revision: Revision,
+}
+
+impl<T> Stored<T> {
+    /// The compare that holds while nobody has changed it.
+    pub(crate) fn unchanged(&self) -> Compare {
+        Compare::At(self.key.clone(), self.revision)
+    }
+
+    pub(crate) fn deleted(&self) -> Change {
+        Change::Delete(self.key.clone())
+    }
+}
+
+fn parse<T: DeserializeOwned>(entry: Entry) -> Result<Stored<T>, ApiError> {
+    let Entry { key, value, revision } = entry;
+    match serde_json::from_slice(&value) {
+        Ok(value) => Ok(Stored { key, value, revision }),
+        Err(error) => Err(ApiError::new(ErrorCode::Internal, format!("Stored {key} cannot be read: {error}"))),
+    }
+}
+
+/// The change that sets `key` to `value`.
+pub(crate) fn put<T: Serialize>(key: impl Into<String>, value: &T) -> Result<Change, ApiError> {
+    let json = serde_json::to_vec(value)
+        .map_err(|error| ApiError::new(ErrorCode::Internal, format!("A record cannot be written: {error}")))?;
+    Ok(Change::Put(key.into(), json))
+}
+
+/// The value of `key`.
+pub(crate) async fn load<T: DeserializeOwned>(store: &dyn Store, key: &str) -> Result<Option<Stored<T>>, ApiError> {
+    store.get(key).await?.map(parse).transpose()
+}
+
+/// All values whose keys begin with `prefix`, by key.
+pub(crate) async fn load_all<T: DeserializeOwned>(store: &dyn Store, prefix: &str) -> Result<Vec<Stored<T>>, ApiError> {
+    let (entries, _) = store.list(prefix).await?;
+    entries.into_iter().map(parse).collect()
+}
+
+pub(crate) async fn load_machine(
+    store: &dyn Store,
+    name: &MachineName,
+) -> Result<Option<Stored<MachineRecord>>, ApiError> {
+    load(store, &machine_key(name)).await
+}
+
+pub(crate) async fn load_owner(store: &dyn Store, name: &MachineName) -> Result<Option<Stored<OwnerRecord>>, ApiError> {
+    load(store, &owner_key(name)).await
+}
+
+pub(crate) async fn load_move(store: &dyn Store, id: &MoveId) -> Result<Option<Stored<MoveRecord>>, ApiError> {
+    load(store, &move_key(id)).await
+}
