@@ -1,0 +1,296 @@
+//! The command line, as clap reads it. Every help text is meant to teach.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+use vmotion_model::{ByteSize, DatacenterName, DiskSpec, HostName, MachineName, MoveId};
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 internal error; 2 invalid request; 3 not found; 4 conflict; 5 refused (the request is right, the \
+world does not allow it); 6 forbidden; 7 a service does not answer; 8 the move did not happen, the machine runs on where it was.
+
+Start here: `vmotion demo` shows a whole move on this machine, with nothing to configure.";
+
+/// Live migration for KVM virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "vmotion", version, about, after_help = EXIT_CODES, infer_subcommands = false)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Controller URL, as `vmotion controller` prints it. Default: the one this user last started here
+    #[arg(long, global = true, env = "VMOTION_CONTROLLER", value_name = "URL")]
+    pub(crate) controller: Option<String>,
+    /// Directory with ca.pem, cert.pem and key.pem of who gives the order
+    #[arg(long, global = true, env = "VMOTION_IDENTITY", value_name = "DIR")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Print JSON to standard output, with the fields that the API documents
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show a whole move: two datacenters on this machine, a guest that checks itself, one live move, a report
+    Demo(DemoArguments),
+    /// Run a controller: it keeps who owns which machine, and drives moves
+    Controller(ControllerArguments),
+    /// Run an agent: it makes this host one that machines can run on
+    Agent(AgentArguments),
+    /// Create a machine and start it
+    #[command(after_help = "Example: vmotion create vm1 --kernel vmlinux --memory 1G --cpus 2 --on dc1 --disk /srv/vm1.img")]
+    Create(CreateArguments),
+    /// List machines
+    Ls,
+    /// Show one machine
+    Show {
+        /// Which
+        machine: MachineName,
+    },
+    /// Follow a machine's console, across moves; what is typed goes to the machine. End with Ctrl-] or Ctrl-C
+    Console(ConsoleArguments),
+    /// Move a running machine to another host or datacenter, without its noticing
+    #[command(after_help = "Example: vmotion move vm1 --to dc2 --max-downtime 50\n\nUntil switch-over a move can be cancelled (vmotion cancel, or Ctrl-C here) and the machine runs on where it is.")]
+    Move(MoveArguments),
+    /// List moves, or show one
+    Moves {
+        /// Which; all when left out
+        id: Option<MoveId>,
+    },
+    /// Cancel a move; the machine runs on where it is
+    Cancel {
+        /// Which
+        id: MoveId,
+    },
+    /// Stop a machine; its definition and console stay
+    Stop {
+        /// Which
+        machine: MachineName,
+    },
+    /// Remove a stopped machine
+    Rm {
+        /// Which
+        machine: MachineName,
+    },
+    /// Save a running machine to a directory on its host; it goes on running
+    Snapshot {
+        /// Which
+        machine: MachineName,
+        /// New directory on the machine's host
+        directory: PathBuf,
+    },
+    /// List hosts, or take one out of service for new machines
+    #[command(subcommand)]
+    Host(HostCommand),
+    /// Make certificates: a private authority, and identities it issues
+    #[command(subcommand)]
+    Pki(PkiCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// A machine's process; started by agents
+    #[command(hide = true)]
+    Machine {
+        /// The machine's directory
+        directory: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostCommand {
+    /// List hosts
+    Ls,
+    /// Place no new machine on a host; those on it stay
+    Cordon {
+        /// Which
+        host: HostName,
+    },
+    /// Let new machines onto a host again
+    Uncordon {
+        /// Which
+        host: HostName,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PkiCommand {
+    /// Make an authority in a directory: ca.pem and ca-key.pem. Keep the key off the hosts
+    Init {
+        /// Where
+        directory: PathBuf,
+    },
+    /// Issue an identity: ca.pem, cert.pem and key.pem, to be copied to where it is used
+    Issue {
+        /// For what
+        role: Role,
+        /// For whom
+        name: HostName,
+        /// The authority's directory
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// New directory for the identity
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Role {
+    /// An agent's host
+    Host,
+    /// A controller
+    Controller,
+    /// A person or script that gives orders
+    Operator,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArguments {
+    /// The guest's memory
+    #[arg(long, default_value = "512M")]
+    pub(crate) memory: ByteSize,
+    /// Memory the guest writes over and over
+    #[arg(long, default_value = "256M")]
+    pub(crate) working_set: ByteSize,
+    /// Bytes the guest writes per second
+    #[arg(long, default_value = "50M")]
+    pub(crate) rate: ByteSize,
+    /// Keep the demo's files (and print where they are)
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ControllerArguments {
+    /// Everything it keeps; made when missing
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// Where its API listens
+    #[arg(long, default_value = "127.0.0.1:7070", value_name = "ADDRESS:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// URL by which agents and operators reach it, when that is not the listening address
+    #[arg(long, value_name = "URL")]
+    pub(crate) advertise: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentArguments {
+    /// The host's name; its certificate says the same
+    #[arg(long)]
+    pub(crate) name: HostName,
+    /// The datacenter it stands in
+    #[arg(long, value_name = "DATACENTER")]
+    pub(crate) dc: DatacenterName,
+    /// Everything it keeps; made when missing
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// Where its API listens; port 0 takes any
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "ADDRESS:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// Address by which others reach this host, when that is not the listening address
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) advertise: Option<IpAddr>,
+    /// UDP ports for arriving machines
+    #[arg(long, default_value = "47000-47999", value_name = "FIRST-LAST", value_parser = ports)]
+    pub(crate) move_ports: (u16, u16),
+}
+
+fn ports(text: &str) -> Result<(u16, u16), String> {
+    let parse = |text: &str| text.parse::<u16>().ok();
+    match text.split_once('-').map(|(first, last)| (parse(first), parse(last))) {
+        Some((Some(first), Some(last))) if 0 < first && first <= last => Ok((first, last)),
+        _ => Err("use FIRST-LAST, such as 47000-47999".to_owned()),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArguments {
+    /// The machine's name
+    pub(crate) name: MachineName,
+    /// Kernel on the host: PVH ELF or Linux bzImage
+    #[arg(long, required_unless_present = "from", value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Initial ramdisk on the host
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub(crate) cmdline: String,
+    /// Memory: 16M to 1T
+    #[arg(long, default_value = "512M")]
+    pub(crate) memory: ByteSize,
+    /// vCPUs: 1 to 64
+    #[arg(long, default_value_t = 1)]
+    pub(crate) cpus: u8,
+    /// Disk file or device, at the same path on every host that may run the machine; `,ro` for read-only. Repeatable
+    #[arg(long, value_name = "PATH[,ro]")]
+    pub(crate) disk: Vec<DiskSpec>,
+    /// Host or datacenter; the policy chooses when left out
+    #[arg(long, value_name = "HOST|DATACENTER")]
+    pub(crate) on: Option<String>,
+    /// Back memory with 2 MiB huge pages, which the host must have reserved
+    #[arg(long)]
+    pub(crate) huge_pages: bool,
+    /// How moves learn what the guest writes
+    #[arg(long, value_enum, default_value_t = Dirty::Auto)]
+    pub(crate) dirty: Dirty,
+    /// Start from a snapshot directory on the host named by --on, instead of booting
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"], requires = "on")]
+    pub(crate) from: Option<PathBuf>,
+    /// Only say where it would go, and why
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Dirty {
+    /// Chosen by what the host offers
+    Auto,
+    /// KVM's dirty log
+    Log,
+    /// KVM's dirty ring
+    Ring,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConsoleArguments {
+    /// Which machine
+    pub(crate) machine: MachineName,
+    /// Print what there is, and end
+    #[arg(long)]
+    pub(crate) no_follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MoveArguments {
+    /// Which machine
+    pub(crate) machine: MachineName,
+    /// Host or datacenter
+    #[arg(long, value_name = "HOST|DATACENTER")]
+    pub(crate) to: String,
+    /// Longest pause the guest may suffer, in ms
+    #[arg(long, default_value_t = 300, value_name = "MS")]
+    pub(crate) max_downtime: u32,
+    /// Bytes per second on the wire at most, such as 100M
+    #[arg(long, value_name = "BYTES/S")]
+    pub(crate) max_bandwidth: Option<ByteSize>,
+    /// Compare a digest of all guest memory at both ends, inside the pause
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Only say where it would go, and why
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Start the move and return at once
+    #[arg(long)]
+    pub(crate) detach: bool,
+}

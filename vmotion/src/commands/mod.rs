@@ -1,0 +1,62 @@
+//! One function a command.
+
+mod console;
+mod machines;
+mod moves;
+mod pki;
+mod services;
+
+pub(crate) use services::{issue_host, make_authority};
+
+use crate::{
+    arguments::{Arguments, Command, Global, HostCommand},
+    context, demo, output,
+};
+use anyhow::Result;
+use clap::CommandFactory as _;
+
+/// Runs one command.
+pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
+    match command {
+        Command::Demo(arguments) => demo::run(arguments, global.json).await,
+        Command::Controller(arguments) => services::controller(arguments, global).await,
+        Command::Agent(arguments) => services::agent(arguments, global).await,
+        Command::Create(arguments) => machines::create(arguments, global).await,
+        Command::Ls => machines::list(global).await,
+        Command::Show { machine } => machines::show(&machine, global).await,
+        Command::Stop { machine } => machines::stop(&machine, global).await,
+        Command::Rm { machine } => machines::remove(&machine, global).await,
+        Command::Snapshot { machine, directory } => machines::snapshot(&machine, directory, global).await,
+        Command::Console(arguments) => console::run(arguments, global).await,
+        Command::Move(arguments) => moves::start(arguments, global).await,
+        Command::Moves { id } => moves::list(id, global).await,
+        Command::Cancel { id } => moves::cancel(&id, global).await,
+        Command::Host(command) => hosts(command, global).await,
+        Command::Pki(command) => pki::run(command),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "vmotion", &mut std::io::stdout());
+            Ok(())
+        }
+        // Handled before there is a runtime.
+        Command::Machine { .. } => Ok(()),
+    }
+}
+
+async fn hosts(command: HostCommand, global: &Global) -> Result<()> {
+    let client = context::client(global)?;
+    let hosts = match command {
+        HostCommand::Ls => client.hosts().await?,
+        HostCommand::Cordon { host } => vec![client.cordon(&host, true).await?],
+        HostCommand::Uncordon { host } => vec![client.cordon(&host, false).await?],
+    };
+    if global.json {
+        return output::json(&hosts);
+    }
+    output::hosts(&hosts);
+    Ok(())
+}
+
+/// A key that makes a request idempotent: new for each command typed, the same for its repetitions.
+pub(crate) fn request_key() -> String {
+    String::from(vmotion_transport::session::MoveTicket::random()).chars().take(32).collect()
+}

@@ -1,0 +1,47 @@
+//! What does the operator type?
+//!
+//! One binary: the client commands, the two services, the demo, and (hidden) the machine process that agents start. Data
+//! goes to standard output, everything else to standard error; the exit code says what kind of error it was.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "this is the program that prints")]
+
+mod arguments;
+mod commands;
+mod context;
+mod demo;
+mod failure;
+mod output;
+mod progress;
+
+use arguments::{Arguments, Command};
+use clap::Parser as _;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let services = matches!(
+        arguments.command,
+        Command::Controller(_) | Command::Agent(_) | Command::Machine { .. }
+    );
+    let default = if services { "info" } else { "error" };
+    let filter = EnvFilter::try_from_env("VMOTION_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+
+    let result = match arguments.command {
+        // Before any runtime of ours: the machine process makes its own, in its own session.
+        Command::Machine { directory } => {
+            vmotion_agent::process::run(&directory).map_err(|reason| anyhow::anyhow!(reason))
+        }
+        command => tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(anyhow::Error::from)
+            .and_then(|runtime| runtime.block_on(commands::run(command, &arguments.global))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error, arguments.global.json),
+    }
+}

@@ -1,0 +1,182 @@
+//! Tables and JSON on standard output.
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use std::time::Duration;
+use vmotion_api::{MachineView, Operation};
+use vmotion_model::{ByteSize, Host, MoveOutcome, MoveSummary, Placement, Verdict};
+
+/// Prints `value` as JSON.
+pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header);
+    table
+}
+
+/// A value's name as serde writes it.
+fn word(value: &impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+pub(crate) fn machines(machines: &[MachineView]) {
+    let mut rows = table(&["NAME", "STATE", "HOST", "CPUS", "MEMORY", "EPOCH", "MOVE"]);
+    for machine in machines {
+        rows.add_row([
+            machine.name.to_string(),
+            word(&machine.state),
+            machine.host.to_string(),
+            machine.spec.cpus.to_string(),
+            machine.spec.memory.to_string(),
+            machine.epoch.0.to_string(),
+            machine.move_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+        ]);
+    }
+    println!("{rows}");
+}
+
+pub(crate) fn machine(machine: &MachineView) {
+    let MachineView { name, spec, host, epoch, state, reason, move_id, console_bytes, pid } = machine;
+    println!("machine   {name}");
+    println!("state     {}{}", word(state), reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default());
+    println!("host      {host}");
+    println!("epoch     {}", epoch.0);
+    println!("cpus      {}", spec.cpus);
+    println!("memory    {} ({})", spec.memory, word(&spec.backing));
+    println!("kernel    {}", spec.kernel.display());
+    if let Some(initrd) = &spec.initrd {
+        println!("initrd    {}", initrd.display());
+    }
+    println!("cmdline   {}", spec.cmdline);
+    for disk in &spec.disks {
+        println!("disk      {}{}", disk.path.display(), if disk.read_only { " (read-only)" } else { "" });
+    }
+    println!("dirty     {}", word(&spec.dirty_source));
+    println!("console   {}", ByteSize(*console_bytes));
+    if let Some(pid) = pid {
+        println!("process   {pid}");
+    }
+    if let Some(id) = move_id {
+        println!("move      {id}");
+    }
+}
+
+pub(crate) fn hosts(hosts: &[Host]) {
+    let mut rows = table(&["HOST", "DATACENTER", "STATE", "CPUS", "MEMORY", "USED", "SEEN", "CPU"]);
+    for host in hosts {
+        let state = if host.cordoned { format!("{} (cordoned)", word(&host.state)) } else { word(&host.state) };
+        rows.add_row([
+            host.name.to_string(),
+            host.datacenter.to_string(),
+            state,
+            host.capacity.cpus.to_string(),
+            host.capacity.memory.to_string(),
+            host.capacity.memory_used.to_string(),
+            format!("{:.1} s ago", Duration::from_millis(host.seen_ms_ago).as_secs_f64()),
+            format!("{} {}", host.cpu.vendor, host.cpu.signature),
+        ]);
+    }
+    println!("{rows}");
+}
+
+pub(crate) fn moves(moves: &[Operation]) {
+    let mut rows = table(&["MOVE", "MACHINE", "FROM", "TO", "STATE", "TOTAL", "DOWNTIME"]);
+    for operation in moves {
+        let state = match (&operation.outcome, &operation.progress) {
+            (Some(outcome), _) => outcome_word(outcome).to_owned(),
+            (None, Some(progress)) => word(&progress.phase),
+            (None, None) => "preparing".to_owned(),
+        };
+        let ms = |value: Option<f64>| value.map(|ms| format!("{ms:.1} ms")).unwrap_or_default();
+        rows.add_row([
+            operation.id.to_string(),
+            operation.machine.to_string(),
+            operation.source.to_string(),
+            operation.target.to_string(),
+            state,
+            ms(operation.summary.as_ref().map(|summary| summary.total_ms)),
+            ms(operation.summary.as_ref().map(|summary| summary.downtime.source_ms)),
+        ]);
+    }
+    println!("{rows}");
+}
+
+pub(crate) const fn outcome_word(outcome: &MoveOutcome) -> &'static str {
+    match outcome {
+        MoveOutcome::Moved => "moved",
+        MoveOutcome::Cancelled => "cancelled",
+        MoveOutcome::RolledBack { .. } => "rolled back",
+        MoveOutcome::SourceLost { .. } => "source lost",
+    }
+}
+
+pub(crate) fn placement(placement: &Placement) {
+    match &placement.chosen {
+        Some(host) => println!("It would go to {host}"),
+        None => println!("No host fits"),
+    }
+    for judgement in &placement.judgements {
+        match &judgement.verdict {
+            Verdict::Fits { score, reasons } => println!("  {}: fits, score {score:.0}: {}", judgement.host, reasons.join("; ")),
+            Verdict::Rejected { reasons } => println!("  {}: rejected: {}", judgement.host, reasons.join("; ")),
+        }
+    }
+}
+
+/// The report of a move: one line of result, then the numbers.
+pub(crate) fn operation(operation: &Operation) {
+    let Operation { id, machine, source, target, outcome, summary, .. } = operation;
+    match outcome {
+        Some(MoveOutcome::Moved) => println!("{machine} moved from {source} to {target} ({id})"),
+        Some(MoveOutcome::Cancelled) => println!("{id} was cancelled; {machine} runs on at {source}"),
+        Some(MoveOutcome::RolledBack { reason }) => {
+            println!("{id} was rolled back; {machine} runs on at {source}");
+            println!("  reason     {reason}");
+        }
+        Some(MoveOutcome::SourceLost { reason }) => {
+            println!("{id} lost its source; {machine} runs nowhere");
+            println!("  reason     {reason}");
+        }
+        None => println!("{id}: {machine} from {source} to {target} is under way"),
+    }
+    if let Some(summary) = summary {
+        self::summary(summary);
+    }
+}
+
+fn summary(summary: &MoveSummary) {
+    let MoveSummary { total_ms, downtime, predicted, rounds, pages, wire_bytes, udp_bytes, source_cpu_s, target_cpu_s, digests, .. } =
+        summary;
+    println!("  total      {total_ms:.0} ms (predicted {:.0} ms), {rounds} rounds", predicted.total_ms);
+    if downtime.source_ms > 0.0 {
+        println!(
+            "  downtime   {:.1} ms at the source, {:.1} ms at the target (predicted {:.1} ms)",
+            downtime.source_ms, downtime.target_ms, predicted.downtime_ms
+        );
+        println!(
+            "             pause {:.2}, save {:.2}, last pages {:.2}, on the way {:.2}, digest {:.2}, load {:.2}, commit {:.2}, resume {:.2} ms",
+            downtime.pause_ms,
+            downtime.save_ms,
+            downtime.last_pages_ms,
+            downtime.transfer_ms,
+            downtime.digest_ms,
+            downtime.load_ms,
+            downtime.commit_ms,
+            downtime.resume_ms
+        );
+    }
+    println!(
+        "  pages      {} zero, {} raw, {} lz4, {} zstd, {} unchanged",
+        pages.zero, pages.raw, pages.lz4, pages.zstd, pages.unchanged
+    );
+    println!("  wire       {} of pages, {} in UDP datagrams", ByteSize(*wire_bytes), ByteSize(*udp_bytes));
+    println!("  cpu        {source_cpu_s:.2} s source, {target_cpu_s:.2} s target (guest included)");
+    if let Some(digests) = digests {
+        let verdict = if digests.equal() { "equal" } else { "DIFFERENT" };
+        println!("  digests    {verdict}: {} {}", digests.source, digests.target);
+    }
+}
