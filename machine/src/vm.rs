@@ -5,11 +5,13 @@ use crate::host;
 use crate::memory::GuestRam;
 use crate::state::{IrqChips, PitState};
 use kvm_bindings::{
-    KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY,
-    kvm_enable_cap, kvm_irqchip, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_irqchip, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VmFd};
+use std::ffi::c_ulong;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -31,6 +33,8 @@ pub(crate) struct Vm {
     ram: Arc<GuestRam>,
     slots: Vec<Slot>,
     source: DirtySource,
+    /// The log begins with every page set; see [`DirtyBackend::initially_all_written`].
+    initially_set: bool,
 }
 
 impl Vm {
@@ -49,7 +53,10 @@ impl Vm {
         };
         let slots = ram.mappings().zip(0u32..);
         let slots = slots.map(|((_, range, _), id)| Slot { id, first: range.start, pages: range.end - range.start });
-        let vm = Self { slots: slots.collect(), fd, ram, source };
+        let log_features = fd.check_extension_raw(c_ulong::from(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2));
+        let initially_set = source == DirtySource::Log
+            && u32::try_from(log_features).is_ok_and(|features| features & KVM_DIRTY_LOG_INITIALLY_SET != 0);
+        let vm = Self { slots: slots.collect(), fd, ram, source, initially_set };
         vm.enable_tracking()?;
         vm.set_slots(0).map_err(MachineError::sys("map guest memory"))?;
         Ok(vm)
@@ -58,7 +65,10 @@ impl Vm {
     fn enable_tracking(&self) -> Result<(), MachineError> {
         let (cap, argument) = match self.source {
             DirtySource::Ring => (KVM_CAP_DIRTY_LOG_RING_ACQ_REL, RING_ENTRIES * DirtyRing::ENTRY_BYTES),
-            _ => (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE as usize),
+            _ => {
+                let initially_set = if self.initially_set { KVM_DIRTY_LOG_INITIALLY_SET } else { 0 };
+                (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, (KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | initially_set) as usize)
+            }
         };
         let mut enable = kvm_enable_cap { cap, ..Default::default() };
         enable.args[0] = argument as u64;
@@ -147,6 +157,14 @@ impl Vm {
 impl DirtyBackend for Vm {
     fn slots(&self) -> &[Slot] {
         &self.slots
+    }
+
+    fn initially_all_written(&self) -> bool {
+        self.initially_set
+    }
+
+    fn touched(&self, among: &PageBitmap) -> io::Result<PageBitmap> {
+        self.ram.touched_among(among)
     }
 
     fn set_logging(&self, on: bool) -> io::Result<()> {

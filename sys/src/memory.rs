@@ -5,25 +5,27 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 
-/// Which parts of a file hold data rather than holes, in bytes, in ascending order. For a memfd: the pages ever touched.
-/// Reading the file's mapping outside them gives zeros (and would allocate them).
+/// Which parts of `within` (in bytes) of a file hold data rather than holes, in ascending order. For a memfd: the pages
+/// ever touched. Reading the file's mapping outside them gives zeros (and would allocate them).
+/// Costs about 50 ns per page that holds data, nothing per page of a hole.
 ///
 /// # Errors
 /// What `lseek` says.
-pub fn data_ranges(file: &File) -> io::Result<Vec<Range<u64>>> {
+pub fn data_ranges(file: &File, within: Range<u64>) -> io::Result<Vec<Range<u64>>> {
     use rustix::fs::SeekFrom;
     let mut ranges = Vec::new();
-    let mut from = 0;
-    loop {
+    let mut from = within.start;
+    while from < within.end {
         let start = match rustix::fs::seek(file.as_fd(), SeekFrom::Data(from)) {
-            Ok(start) => start,
-            Err(rustix::io::Errno::NXIO) => return Ok(ranges),
+            Ok(start) if start < within.end => start,
+            Ok(_) | Err(rustix::io::Errno::NXIO) => break,
             Err(error) => return Err(error.into()),
         };
-        let end = rustix::fs::seek(file.as_fd(), SeekFrom::Hole(start))?;
+        let end = rustix::fs::seek(file.as_fd(), SeekFrom::Hole(start))?.min(within.end);
         ranges.push(start..end);
         from = end;
     }
+    Ok(ranges)
 }
 
 /// Allocates and maps `bytes` from `address` for writing (`MADV_POPULATE_WRITE`), so that later writes do not fault.

@@ -14,15 +14,31 @@ const TOTAL: u64 = 228;
 struct ModelKvm {
     written: Mutex<BTreeSet<u64>>,
     device: Mutex<BTreeSet<u64>>,
+    initially_all_written: bool,
 }
+
+/// Pages that hold data before tracking starts.
+const TOUCHED: [Range<u64>; 2] = [3..70, 120..131];
 
 impl DirtyBackend for ModelKvm {
     fn slots(&self) -> &[Slot] {
         &SLOTS
     }
 
+    fn initially_all_written(&self) -> bool {
+        self.initially_all_written
+    }
+
+    fn touched(&self, among: &PageBitmap) -> io::Result<PageBitmap> {
+        let mut pages = PageBitmap::new(TOTAL);
+        TOUCHED.into_iter().for_each(|range| pages.set_range(range));
+        pages.and(among);
+        Ok(pages)
+    }
+
     fn set_logging(&self, _on: bool) -> io::Result<()> {
-        self.written.lock().unwrap().clear();
+        let all = if self.initially_all_written { 0..TOTAL } else { 0..0 };
+        *self.written.lock().unwrap() = all.collect();
         Ok(())
     }
 
@@ -72,11 +88,14 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn a_page_stays_reported_until_it_is_cleared(steps in prop::collection::vec(step(), 1..40)) {
-        let kvm = Arc::new(ModelKvm::default());
+    fn a_page_stays_reported_until_it_is_cleared(
+        steps in prop::collection::vec(step(), 1..40),
+        initially_all_written: bool,
+    ) {
+        let kvm = Arc::new(ModelKvm { initially_all_written, ..ModelKvm::default() });
         let mut tracker = LogTracker::new(Arc::clone(&kvm) as _);
         tracker.start().unwrap();
-        let mut expected = BTreeSet::new();
+        let mut expected: BTreeSet<u64> = TOUCHED.into_iter().flatten().collect();
         for step in steps {
             match step {
                 Step::Write(page) => {
