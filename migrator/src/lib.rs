@@ -13,6 +13,7 @@ mod convergence;
 mod copy;
 mod digest;
 pub mod guest;
+mod host_load;
 mod kvm;
 pub mod ownership;
 mod protocol;

@@ -46,7 +46,9 @@ pub(crate) enum Command {
     /// Run an agent: it makes this host one that machines can run on
     Agent(AgentArguments),
     /// Create a machine and start it
-    #[command(after_help = "Example: vmotion create vm1 --kernel vmlinux --memory 1G --cpus 2 --on dc1 --disk /srv/vm1.img")]
+    #[command(
+        after_help = "Example: vmotion create vm1 --kernel vmlinux --memory 1G --cpus 2 --on dc1 --disk /srv/vm1.img"
+    )]
     Create(CreateArguments),
     /// List machines
     Ls,
@@ -58,7 +60,9 @@ pub(crate) enum Command {
     /// Follow a machine's console, across moves; what is typed goes to the machine. End with Ctrl-] or Ctrl-C
     Console(ConsoleArguments),
     /// Move a running machine to another host or datacenter, without its noticing
-    #[command(after_help = "Example: vmotion move vm1 --to dc2 --max-downtime 50\n\nUntil switch-over a move can be cancelled (vmotion cancel, or Ctrl-C here) and the machine runs on where it is.")]
+    #[command(
+        after_help = "Example: vmotion move vm1 --to dc2 --max-downtime 50\n\nUntil switch-over a move can be cancelled (vmotion cancel, or Ctrl-C here) and the machine runs on where it is."
+    )]
     Move(MoveArguments),
     /// List moves, or show one
     Moves {

@@ -49,7 +49,8 @@ pub(crate) fn client(global: &Global) -> Result<ControllerClient> {
     let local = LocalContext::load();
     let missing = |what: &str, option: &str| {
         let message = format!("{what} is not known");
-        ApiError::new(ErrorCode::Invalid, message).with_hint(format!("give {option}, or start `vmotion controller` here"))
+        ApiError::new(ErrorCode::Invalid, message)
+            .with_hint(format!("give {option}, or start `vmotion controller` here"))
     };
     let url = global.controller.clone().or_else(|| local.as_ref().map(|local| local.controller.clone()));
     let url = url.ok_or_else(|| missing("The controller's URL", "--controller URL"))?;

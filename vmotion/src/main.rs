@@ -16,18 +16,21 @@ mod progress;
 
 use arguments::{Arguments, Command};
 use clap::Parser as _;
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let services = matches!(
-        arguments.command,
-        Command::Controller(_) | Command::Agent(_) | Command::Machine { .. }
-    );
+    let services = matches!(arguments.command, Command::Controller(_) | Command::Agent(_) | Command::Machine { .. });
     let default = if services { "info" } else { "error" };
     let filter = EnvFilter::try_from_env("VMOTION_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        .with_target(false)
+        .init();
 
     let result = match arguments.command {
         // Before any runtime of ours: the machine process makes its own, in its own session.

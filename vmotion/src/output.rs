@@ -121,7 +121,9 @@ pub(crate) fn placement(placement: &Placement) {
     }
     for judgement in &placement.judgements {
         match &judgement.verdict {
-            Verdict::Fits { score, reasons } => println!("  {}: fits, score {score:.0}: {}", judgement.host, reasons.join("; ")),
+            Verdict::Fits { score, reasons } => {
+                println!("  {}: fits, score {score:.0}: {}", judgement.host, reasons.join("; "))
+            }
             Verdict::Rejected { reasons } => println!("  {}: rejected: {}", judgement.host, reasons.join("; ")),
         }
     }
@@ -149,8 +151,19 @@ pub(crate) fn operation(operation: &Operation) {
 }
 
 fn summary(summary: &MoveSummary) {
-    let MoveSummary { total_ms, downtime, predicted, rounds, pages, wire_bytes, udp_bytes, source_cpu_s, target_cpu_s, digests, .. } =
-        summary;
+    let MoveSummary {
+        total_ms,
+        downtime,
+        predicted,
+        rounds,
+        pages,
+        wire_bytes,
+        udp_bytes,
+        source_cpu_s,
+        target_cpu_s,
+        digests,
+        ..
+    } = summary;
     println!("  total      {total_ms:.0} ms (predicted {:.0} ms), {rounds} rounds", predicted.total_ms);
     if downtime.source_ms > 0.0 {
         println!(

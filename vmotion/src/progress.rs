@@ -56,7 +56,8 @@ impl View {
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         // The template is a constant; the default style is fine should it ever be refused.
-        let style = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let style =
+            ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
         bar.set_style(style);
         bar.enable_steady_tick(Duration::from_millis(100));
         Self::Bar(bar)
@@ -88,8 +89,17 @@ impl View {
 }
 
 fn line(operation: &Operation, progress: &MoveProgress) -> String {
-    let MoveProgress { phase, round, wire_bytes, remaining_pages, rate_bytes_per_s, dirty_pages_per_s, eta_ms, elapsed_ms, .. } =
-        progress;
+    let MoveProgress {
+        phase,
+        round,
+        wire_bytes,
+        remaining_pages,
+        rate_bytes_per_s,
+        dirty_pages_per_s,
+        eta_ms,
+        elapsed_ms,
+        ..
+    } = progress;
     let phase = match phase {
         MovePhase::Preparing => "preparing",
         MovePhase::Copying => "copying",

@@ -4,15 +4,16 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixListener,
-    sync::Notify,
+    sync::{Notify, watch},
 };
 use vmotion_machine::ConsoleHandle;
 
 /// Bytes copied at a time.
 const CHUNK: usize = 16 << 10;
 
-/// Serves the socket until the process ends.
-pub(super) async fn serve(listener: UnixListener, console: ConsoleHandle) {
+/// Serves the socket until the process ends. `begins` is where this host's output begins, once that is known: a machine
+/// that is still arriving brings its last output with it, and that is not shown twice.
+pub(super) async fn serve(listener: UnixListener, console: ConsoleHandle, begins: watch::Receiver<Option<u64>>) {
     let output = Arc::new(Notify::new());
     let notify = Arc::clone(&output);
     console.on_output(Box::new(move |_| notify.notify_waiters()));
@@ -21,11 +22,13 @@ pub(super) async fn serve(listener: UnixListener, console: ConsoleHandle) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (console, output) = (console.clone(), Arc::clone(&output));
+        let (console, output, mut begins) = (console.clone(), Arc::clone(&output), begins.clone());
         tokio::spawn(async move {
             let (read, write) = stream.into_split();
             let typing = tokio::spawn(type_in(read, console.clone()));
-            if let Err(error) = show(write, &console, &output).await {
+            let now = console.offset();
+            let begins = begins.wait_for(Option::is_some).await.map_or(now, |begins| begins.unwrap_or(now));
+            if let Err(error) = show(write, &console, &output, now.max(begins)).await {
                 tracing::debug!(%error, "console connection ended");
             }
             typing.abort();
@@ -37,8 +40,8 @@ async fn show(
     mut stream: tokio::net::unix::OwnedWriteHalf,
     console: &ConsoleHandle,
     output: &Notify,
+    mut offset: u64,
 ) -> std::io::Result<()> {
-    let mut offset = console.offset();
     loop {
         // Registered before reading, so that output between the two is not missed.
         let more = output.notified();

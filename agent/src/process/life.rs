@@ -9,7 +9,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{net::UnixListener, sync::Notify};
+use tokio::{
+    net::UnixListener,
+    sync::{Notify, watch},
+};
 use vmotion_api::{ControllerClient, MoveReport, OutgoingRequest};
 use vmotion_machine::{ConsoleConfig, Machine, MachineConfig, STATE_VERSION};
 use vmotion_migrator::{
@@ -36,6 +39,8 @@ pub(super) struct Life {
     pub(super) outgoing: Mutex<Option<Arc<Outgoing>>>,
     /// Cancels an arrival.
     arrival: tokio_util::sync::CancellationToken,
+    /// Offset at which console output of this stay begins, once known.
+    console_begins: watch::Sender<Option<u64>>,
     end: Notify,
 }
 
@@ -66,7 +71,7 @@ pub(super) async fn live(directory: MachineDirectory, launch: Launch) -> Result<
     life.save_state();
     tokio::spawn(control::serve(control, Arc::clone(&life)));
     if let Ok(listener) = UnixListener::bind(directory.console_socket()) {
-        tokio::spawn(attach::serve(listener, life.machine.console()));
+        tokio::spawn(attach::serve(listener, life.machine.console(), life.console_begins.subscribe()));
     }
     let on_exit = Arc::clone(&life);
     life.machine.on_exit(move |reason| on_exit.guest_ended(&reason.to_string()));
@@ -119,6 +124,7 @@ fn build(directory: &MachineDirectory, launch: &Launch) -> Result<Life, String> 
         state: Mutex::new(state),
         outgoing: Mutex::new(None),
         arrival: tokio_util::sync::CancellationToken::new(),
+        console_begins: watch::Sender::new(None),
         end: Notify::new(),
     })
 }
@@ -161,6 +167,8 @@ impl Life {
             Some(directory) => snapshot::load(&self.machine, &directory),
             None => Ok(()),
         };
+        // A restored machine's log begins where the snapshot's console ended; a booted one's at 0.
+        self.console_begins_at(self.machine.console().offset());
         let started = started.and_then(|()| self.machine.resume().map_err(|error| error_chain(&error)));
         if let Err(reason) = started {
             self.change(|state| {
@@ -169,13 +177,13 @@ impl Life {
             });
             return Err(reason);
         }
-        let base = self.machine.console().offset();
-        self.change(|state| {
-            state.state = MachineState::Running;
-            // A restored machine's log begins where the snapshot's console ended; a booted one's at 0.
-            state.console_base = if matches!(self.launch.purpose, Purpose::Start { from: Some(_) }) { base } else { 0 };
-        });
+        self.change(|state| state.state = MachineState::Running);
         Ok(())
+    }
+
+    fn console_begins_at(&self, offset: u64) {
+        lock(&self.state).console_base = offset;
+        self.console_begins.send_replace(Some(offset));
     }
 
     fn listen(
@@ -238,8 +246,7 @@ impl Life {
     /// From `armed` on the console's offset is the source's, and an arrival can no longer be called off.
     fn arrival_entered(&self, entered: &'static str) {
         if entered == "armed" {
-            let base = self.machine.console().offset();
-            lock(&self.state).console_base = base;
+            self.console_begins_at(self.machine.console().offset());
         }
         if entered == "running" {
             self.change(|state| {

@@ -12,6 +12,7 @@ use crate::{
     copy::{Copier, Counters, SharedTracker, lock},
     digest::memory_digest,
     guest::{FrozenGuest as _, PausedGuest, SourceMachine},
+    host_load::HostLoad,
     ownership::{CasOutcome, OwnerStore},
     protocol::{FINAL_MARK, TargetReport, ToSource, ToTarget},
 };
@@ -37,7 +38,7 @@ use vmotion_transport::{
 };
 
 /// How often progress is reported while pages are copied.
-const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// What a pause may take beyond the limit before it counts as failed: a scheduling hiccup is not worth a roll-back.
 const PAUSE_GRACE: Duration = Duration::from_millis(500);
 /// Digests of all memory are taken inside the pause when asked for; nobody asks for a short pause then.
@@ -104,6 +105,7 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
             source_digest: None,
             counters: Arc::default(),
             rate: RateMeter::default(),
+            load: HostLoad::default(),
             remaining: 0,
             deadline: None,
         };
@@ -142,6 +144,7 @@ struct Driver<M: SourceMachine, O> {
     source_digest: Option<[u8; 16]>,
     counters: Arc<Counters>,
     rate: RateMeter,
+    load: HostLoad,
     remaining: u64,
     /// When a pause or an unanswered offer counts as failed.
     deadline: Option<Instant>,
@@ -221,6 +224,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                     Some(Event::Failed("the pause took longer than allowed".to_owned()))
                 }
                 _ = ticks.tick() => {
+                    self.note_load();
                     progress(self.progress(&state));
                     None
                 }
@@ -278,6 +282,13 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             }
             // Rounds are awaited where they are copied.
             Message::FromTarget(ToSource::RoundArrived { .. }) => None,
+        }
+    }
+
+    /// Tells the flows whether this host waits for its processors or for the link.
+    fn note_load(&mut self) {
+        if let (Some(busy), Some(session)) = (self.load.are_processors_busy(), &self.session) {
+            session.wire.set_processors_busy(busy);
         }
     }
 

@@ -56,7 +56,9 @@ async fn show(client: &ControllerClient, machine: &MachineName, follow: bool) ->
                 }
                 offset = Some(at);
             }
-            Err(error) if error.code().is_some_and(|code| code != ErrorCode::NotFound && code != ErrorCode::Unavailable) => {
+            Err(error)
+                if error.code().is_some_and(|code| code != ErrorCode::NotFound && code != ErrorCode::Unavailable) =>
+            {
                 return Err(error.into());
             }
             Err(error) => tracing::debug!(%error, "asking again"),

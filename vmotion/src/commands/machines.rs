@@ -12,20 +12,8 @@ use vmotion_model::{Backing, DirtySource, DiskSpec, MachineName, MachineSpec};
 
 pub(super) async fn create(arguments: CreateArguments, global: &Global) -> Result<()> {
     let client = context::client(global)?;
-    let CreateArguments {
-        name,
-        kernel,
-        initrd,
-        cmdline,
-        memory,
-        cpus,
-        disk,
-        on,
-        huge_pages,
-        dirty,
-        from,
-        dry_run,
-    } = arguments;
+    let CreateArguments { name, kernel, initrd, cmdline, memory, cpus, disk, on, huge_pages, dirty, from, dry_run } =
+        arguments;
     let absolute_disk = |disk: DiskSpec| Ok::<_, anyhow::Error>(DiskSpec { path: absolute(&disk.path)?, ..disk });
     let spec = MachineSpec {
         name,

@@ -58,14 +58,20 @@ pub(super) async fn controller(arguments: ControllerArguments, global: &Global) 
         let url = advertise.unwrap_or_else(|| format!("https://{address}"));
         println!("controller at {url}");
         if let Some(operator) = operator {
-            let context = LocalContext { controller: url.clone(), identity: operator.clone(), authority: authority.clone() };
+            let context =
+                LocalContext { controller: url.clone(), identity: operator.clone(), authority: authority.clone() };
             match context.save() {
                 Ok(path) => println!("commands of this user use it by default ({})", path.display()),
                 Err(error) => eprintln!("warning: {error:#}"),
             }
             println!("join a host of this machine:   vmotion agent --name h1 --dc dc1 --data ./h1");
-            println!("join another host:             vmotion pki issue host h1 --ca {} --out h1-identity", authority.display());
-            println!("  copy h1-identity there, then vmotion agent --name h1 --dc dc1 --data ./h1 --controller {url} --identity ./h1-identity");
+            println!(
+                "join another host:             vmotion pki issue host h1 --ca {} --out h1-identity",
+                authority.display()
+            );
+            println!(
+                "  copy h1-identity there, then vmotion agent --name h1 --dc dc1 --data ./h1 --controller {url} --identity ./h1-identity"
+            );
         }
     };
     vmotion_controller::run(options, ready, stop_signal()?).await?;
