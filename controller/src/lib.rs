@@ -20,7 +20,6 @@ mod reconciler;
 mod records;
 pub mod store;
 
-
 pub use error::ControllerError;
 
 use app::App;

@@ -7,7 +7,7 @@ use axum::{
 };
 use std::{fmt::Display, str::FromStr};
 use vmotion_api::{Caller, Problem};
-use vmotion_model::{ApiError, HostName};
+use vmotion_model::HostName;
 use vmotion_transport::Principal;
 
 fn principal(parts: &Parts) -> Option<&Principal> {
@@ -68,7 +68,7 @@ impl<S: Sync + Send, T: FromStr<Err: Display>> FromRequestParts<S> for Named<T> 
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let refused = |error: &dyn Display| -> Problem { ApiError::from(invalid(error.to_string())).into() };
+        let refused = |error: &dyn Display| -> Problem { invalid(error.to_string()).into() };
         let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|error| refused(&error))?;
         text.parse().map(Self).map_err(|error: T::Err| refused(&error))
     }

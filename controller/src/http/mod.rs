@@ -21,8 +21,11 @@ use vmotion_model::{ApiError, ErrorCode};
 /// Largest request body.
 const BODY_BYTES_MAX: usize = 1 << 20;
 
-/// Every route, with the methods it has.
-fn routes() -> Vec<(&'static str, &'static [&'static str], MethodRouter<Arc<App>>)> {
+/// A path, the methods it has, and their handlers.
+type Route = (&'static str, &'static [&'static str], MethodRouter<Arc<App>>);
+
+/// Every route.
+fn routes() -> Vec<Route> {
     vec![
         ("/v1/machines", &["get", "post"], get(machines::list).post(machines::create)),
         ("/v1/machines/{name}", &["get", "delete"], get(machines::show).delete(machines::remove)),
@@ -44,9 +47,7 @@ fn routes() -> Vec<(&'static str, &'static [&'static str], MethodRouter<Arc<App>
 
 /// The whole API.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let add = |router: Router<Arc<App>>, (path, _, handlers): (&'static str, _, MethodRouter<Arc<App>>)| {
-        router.route(path, handlers)
-    };
+    let add = |router: Router<Arc<App>>, (path, _, handlers): Route| router.route(path, handlers);
     routes()
         .into_iter()
         .fold(Router::new(), add)

@@ -4,6 +4,7 @@
 //! etcd's model that owner records need, so that a cluster can stand behind the same trait. The one invariant: a commit
 //! that was reported as done is durable, and every commit has a revision of its own, higher than all before.
 
+pub mod memory;
 pub mod redb;
 
 mod feed;
