@@ -2,7 +2,7 @@
 
 use std::fs;
 use vmotion_machine::probe_host;
-use vmotion_model::{ByteSize, CpuModel, HostCapacity};
+use vmotion_model::{ByteSize, CpuModel, HostCapacity, error_chain};
 
 /// Memory kept back for the host itself, in bytes.
 const HOST_RESERVE_BYTES: u64 = 512 << 20;
@@ -26,5 +26,5 @@ fn total_memory() -> u64 {
 
 /// The processors as guests see them; the reason in words when this host cannot run machines.
 pub(crate) fn cpu() -> Result<CpuModel, String> {
-    probe_host().map(|facts| facts.cpu).map_err(|error| crate::process::error_chain(&error))
+    probe_host().map(|facts| facts.cpu).map_err(|error| error_chain(&error))
 }

@@ -5,7 +5,7 @@ use futures::{Stream, TryStreamExt as _};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
-use vmotion_model::{ApiError, ErrorCode};
+use vmotion_model::{ApiError, ErrorCode, error_chain};
 use vmotion_transport::{ExpectedPeer, Identity};
 
 /// A host that does not take a connection by then is not there.
@@ -91,7 +91,7 @@ impl HttpClient {
             .tcp_nodelay(true)
             .no_proxy()
             .build()
-            .map_err(|error| failed(chain(&error)))?;
+            .map_err(|error| failed(error_chain(&error)))?;
         Ok(Self { http, base, service })
     }
 
@@ -124,7 +124,7 @@ impl HttpClient {
     }
 
     fn no_answer(&self, url: &str, error: &reqwest::Error) -> ClientError {
-        ClientError::NoAnswer { service: self.service, url: url.to_owned(), reason: chain(error) }
+        ClientError::NoAnswer { service: self.service, url: url.to_owned(), reason: error_chain(error) }
     }
 
     async fn json<T: DeserializeOwned>(&self, response: Response, url: &str) -> Result<T, ClientError> {
@@ -222,19 +222,8 @@ impl HttpClient {
         let stream = response.bytes_stream().map_err(move |error| ClientError::NoAnswer {
             service,
             url: url.clone(),
-            reason: chain(&error),
+            reason: error_chain(&error),
         });
         Ok((offset.unwrap_or(0), Box::pin(stream)))
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

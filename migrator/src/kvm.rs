@@ -1,21 +1,18 @@
 //! The traits of [`crate::guest`] for real machines.
 
 use crate::guest::{FrozenGuest, GuestError, GuestPages, PausedGuest, SourceMachine, TargetMachine};
-use std::{
-    error::Error,
-    sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, PoisonError, RwLock,
+    atomic::{AtomicU64, Ordering},
 };
 use vmotion_dirty_tracking::{DirtyTracker, PageBitmap};
 use vmotion_machine::{Filling, Frozen, Machine, MachineError, PauseGuard};
-use vmotion_model::{DirtySource, MemoryLayout, PAGE_SIZE};
+use vmotion_model::{DirtySource, MemoryLayout, PAGE_SIZE, error_chain};
 use vmotion_transport::pages::PageSink;
 
 impl From<MachineError> for GuestError {
     fn from(error: MachineError) -> Self {
-        Self(crate::source::chain(&error as &dyn Error))
+        Self(error_chain(&error))
     }
 }
 

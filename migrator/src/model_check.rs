@@ -293,7 +293,7 @@ impl Model for Moves {
             Property::always("whoever ends released or discarded does not run", |_, world: &World| {
                 let released = matches!(world.source, Some(Source::Released));
                 let discarded = matches!(world.target, Some(Target::Discarded { .. }));
-                !(released && world.runs_source) && !(discarded && world.runs_target)
+                !(released && world.runs_source || discarded && world.runs_target)
             }),
             Property::sometimes("a move succeeds", |_, world: &World| {
                 world.runs_target && matches!(world.source, Some(Source::Released))

@@ -2,6 +2,8 @@
 //!
 //! Everything is real but the hosts: memory, vCPUs, dirty tracking, TLS, sockets. The owner record is a mutex.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test's panic is its report")]
+
 use std::{
     collections::BTreeSet,
     net::UdpSocket,

@@ -13,7 +13,7 @@ mod placement;
 mod size;
 mod spec;
 
-pub use error::{ApiError, ErrorCode};
+pub use error::{ApiError, ErrorCode, error_chain};
 pub use host::{CpuModel, Host, HostCapacity, HostState, MachineState, MachineStatus};
 pub use memory::{GuestAddress, LayoutError, MemoryLayout, MemoryRegion, PAGE_SIZE, PageNumber};
 pub use moves::{

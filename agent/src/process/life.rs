@@ -19,7 +19,7 @@ use vmotion_migrator::{
     KvmTarget,
     target::{TargetMove, TargetOptions, TargetOutcome},
 };
-use vmotion_model::{ApiError, ErrorCode, MachineState, MoveId, MoveOutcome, OwnerRecord, OwnerState};
+use vmotion_model::{ApiError, ErrorCode, MachineState, MoveId, MoveOutcome, OwnerRecord, OwnerState, error_chain};
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
     session::{TargetFacts, TargetListener},
@@ -99,9 +99,8 @@ fn failed(launch: &Launch, reason: String) -> ProcessState {
 }
 
 fn build(directory: &MachineDirectory, launch: &Launch) -> Result<Life, String> {
-    let chain = |error: &dyn std::error::Error| error_chain(error);
-    let identity = Arc::new(Identity::load(&launch.identity).map_err(|error| chain(&error))?);
-    let client = ControllerClient::new(&launch.controller, &identity).map_err(|error| chain(&error))?;
+    let identity = Arc::new(Identity::load(&launch.identity).map_err(|error| error_chain(&error))?);
+    let client = ControllerClient::new(&launch.controller, &identity).map_err(|error| error_chain(&error))?;
     let store = Arc::new(ControllerStore::new(client, launch.spec.name.clone()));
     let config = MachineConfig {
         spec: launch.spec.clone(),
@@ -109,7 +108,7 @@ fn build(directory: &MachineDirectory, launch: &Launch) -> Result<Life, String> 
     };
     let boots = matches!(launch.purpose, Purpose::Start { from: None });
     let machine = if boots { Machine::boot(&config) } else { Machine::prepare(&config) };
-    let machine = machine.map_err(|error| chain(&error))?;
+    let machine = machine.map_err(|error| error_chain(&error))?;
     let (state, move_id) = match &launch.purpose {
         Purpose::Start { .. } => (MachineState::Starting, None),
         Purpose::Receive { move_id, .. } => (MachineState::Incoming, Some(move_id.clone())),
@@ -383,16 +382,4 @@ impl Life {
 
 fn unknown_move(id: &MoveId) -> ApiError {
     ApiError::new(ErrorCode::NotFound, format!("Move {id} is not known here"))
-}
-
-/// An error and its causes on one line.
-pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

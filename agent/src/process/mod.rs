@@ -15,7 +15,6 @@ mod owner;
 mod snapshot;
 
 pub use control::{Command, ControlClient};
-pub(crate) use life::error_chain;
 pub(crate) use snapshot::read_head as read_snapshot_head;
 
 use crate::directory::MachineDirectory;

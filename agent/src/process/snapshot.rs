@@ -7,7 +7,6 @@
 //! ```
 //! Most of memory is copied while the guest runs; the pause lasts for what it dirtied meanwhile.
 
-use super::life::error_chain;
 use rustix::fs::SeekFrom;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -18,7 +17,7 @@ use std::{
 };
 use vmotion_dirty_tracking::{DirtyTracker, PageBitmap};
 use vmotion_machine::Machine;
-use vmotion_model::{DirtySource, MachineSpec, PAGE_SIZE};
+use vmotion_model::{DirtySource, MachineSpec, PAGE_SIZE, error_chain};
 use vmotion_transport::session::STATE_BYTES_MAX;
 
 const VERSION: u32 = 1;

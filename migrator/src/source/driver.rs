@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use vmotion_dirty_tracking::{DirtyEstimator, PageBitmap};
 use vmotion_model::{
     DigestReport, HostName, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, OwnerRecord, Prediction,
+    error_chain,
 };
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
@@ -178,7 +179,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             let message = tokio::select! {
                 session = SourceSession::connect(connect, &options.hello) => match session {
                     Ok(session) => Message::Opened(Box::new(session)),
-                    Err(error) => Message::Event(Event::Failed(chain(&error))),
+                    Err(error) => Message::Event(Event::Failed(error_chain(&error))),
                 },
                 () = cancel.cancelled() => return,
             };
@@ -333,7 +334,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             Effect::SendOffer => {
                 let offer = ToTarget::Offer { expected: self.options.record.clone(), digest: self.source_digest };
                 let session = self.session.as_mut()?;
-                session.sender.send(&offer).await.err().map(|error| Event::Failed(chain(&error)))
+                session.sender.send(&offer).await.err().map(|error| Event::Failed(error_chain(&error)))
             }
             Effect::Resume(guard) => {
                 drop(guard);
@@ -364,12 +365,12 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
 
     fn start_tracking(&mut self) -> Result<(), String> {
         let session = self.session.as_mut().ok_or("there is no session")?;
-        let mut tracker = self.machine.tracker().map_err(|error| chain(&error))?;
-        tracker.start().map_err(|error| chain(&error))?;
+        let mut tracker = self.machine.tracker().map_err(|error| error_chain(&error))?;
+        tracker.start().map_err(|error| error_chain(&error))?;
         let tracker: SharedTracker = Arc::new(Mutex::new(tracker));
         self.tracker = Some(Arc::clone(&tracker));
         // Asked after tracking started: a page touched later is reported dirty.
-        let touched = self.machine.touched().map_err(|error| chain(&error))?;
+        let touched = self.machine.touched().map_err(|error| error_chain(&error))?;
         let flows = session.flows.take().unwrap_or_default();
         let copier = Copier::start(
             Arc::clone(&self.machine),
@@ -379,7 +380,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             &self.hasher,
             self.options.request.bandwidth_max,
         )
-        .map_err(|error| chain(&error))?;
+        .map_err(|error| error_chain(&error))?;
         self.counters = Arc::clone(copier.counters());
         self.counters.add_untouched(touched.pages() - touched.count());
         self.remaining = touched.count();
@@ -400,13 +401,13 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             let total = pages.pages();
             let count = pages.count();
             let result = async {
-                copier.copy(pages, true, mark).await.map_err(|error| chain(&error))?;
+                copier.copy(pages, true, mark).await.map_err(|error| error_chain(&error))?;
                 // Ends when the target says so, or when the listener, which reports a lost session itself, is gone.
                 arrived.wait_for(|at| *at >= mark).await.map_err(|_| "the session was lost".to_owned())?;
                 let duration = start.elapsed();
                 let mut remaining = PageBitmap::new(total);
                 let fetched = tokio::task::block_in_place(|| lock(&tracker).fetch(&mut remaining));
-                fetched.map_err(|error| chain(&error))?;
+                fetched.map_err(|error| error_chain(&error))?;
                 let report =
                     RoundReport { pages: count, duration, remaining_pages: remaining.count(), rtt: stats.rtt() };
                 Ok::<_, String>(Message::RoundDone { report, remaining: Arc::new(remaining) })
@@ -436,10 +437,10 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                     match fetched {
                         Ok(_) => Message::Paused { guard, remaining: Arc::new(remaining), asked, paused },
                         // The guard goes out of scope: the guest runs on.
-                        Err(error) => Message::Event(Event::Failed(chain(&error))),
+                        Err(error) => Message::Event(Event::Failed(error_chain(&error))),
                     }
                 }
-                Err(error) => Message::Event(Event::Failed(chain(&error))),
+                Err(error) => Message::Event(Event::Failed(error_chain(&error))),
             };
             let _ = events.send(message);
         });
@@ -451,15 +452,15 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         let copier = session.copier.clone().ok_or("there is no copier")?;
         let pages = self.last.clone().ok_or("there are no pages")?;
         let sending = tokio::spawn(async move { copier.copy(pages, false, FINAL_MARK).await });
-        let state = tokio::task::block_in_place(|| guard.save()).map_err(|error| chain(&error))?;
+        let state = tokio::task::block_in_place(|| guard.save()).map_err(|error| error_chain(&error))?;
         self.timeline.saved = Some(Instant::now());
-        session.sender.send_state(state).await.map_err(|error| chain(&error))?;
+        session.sender.send_state(state).await.map_err(|error| error_chain(&error))?;
         if self.options.request.verify {
             let digest = tokio::task::block_in_place(|| memory_digest(&*self.machine));
-            self.source_digest = Some(digest.map_err(|error| chain(&error))?);
+            self.source_digest = Some(digest.map_err(|error| error_chain(&error))?);
         }
-        tokio::task::block_in_place(|| guard.settle()).map_err(|error| chain(&error))?;
-        sending.await.map_err(|error| error.to_string())?.map_err(|error| chain(&error))?;
+        tokio::task::block_in_place(|| guard.settle()).map_err(|error| error_chain(&error))?;
+        sending.await.map_err(|error| error.to_string())?.map_err(|error| error_chain(&error))?;
         self.timeline.last_sent = Some(Instant::now());
         self.remaining = 0;
         Ok(())
@@ -483,7 +484,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         if let Some(tracker) = self.tracker.take()
             && let Err(error) = tokio::task::block_in_place(|| lock(&tracker).stop())
         {
-            tracing::warn!(error = %chain(&error), "dirty tracking was not stopped");
+            tracing::warn!(error = %error_chain(&error), "dirty tracking was not stopped");
         }
         let Some(mut session) = self.session.take() else { return };
         drop(session.copier.take());
@@ -584,7 +585,7 @@ async fn listen<M: SourceMachine>(
             }
             Ok(Some(message)) => Message::FromTarget(message),
             Ok(None) => Message::Event(Event::Failed("The target ended the session".to_owned())),
-            Err(error) => Message::Event(Event::Failed(chain(&error))),
+            Err(error) => Message::Event(Event::Failed(error_chain(&error))),
         };
         let last = matches!(message, Message::Event(_));
         if events.send(message).is_err() || last {
@@ -615,18 +616,6 @@ async fn until(deadline: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
-}
-
-/// An error and its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Bytes per second since the last reading.

@@ -4,6 +4,6 @@ mod driver;
 pub mod state;
 mod timeline;
 
+pub(crate) use driver::ask_until_answered;
 pub use driver::{SourceMove, SourceOptions};
-pub(crate) use driver::{ask_until_answered, chain};
 pub(crate) use timeline::{ms_between, process_cpu_s};

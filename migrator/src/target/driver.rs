@@ -6,7 +6,7 @@ use crate::{
     guest::TargetMachine,
     ownership::{CasOutcome, OwnerStore},
     protocol::{FINAL_MARK, TargetReport, ToSource, ToTarget},
-    source::{ask_until_answered, chain, ms_between, process_cpu_s},
+    source::{ask_until_answered, ms_between, process_cpu_s},
 };
 use std::{
     sync::Arc,
@@ -14,7 +14,7 @@ use std::{
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use vmotion_model::{HostName, OwnerRecord};
+use vmotion_model::{HostName, OwnerRecord, error_chain};
 use vmotion_transport::{
     pages::{FrameDecoder, PageHasher},
     session::{ControlReceiver, MoveTicket, TargetFacts, TargetListener, TargetSession, WireError, WireErrorCode},
@@ -123,7 +123,7 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
                 self.session = Some(session);
                 Event::Opened
             }
-            Err(error) => Event::Failed(chain(&error)),
+            Err(error) => Event::Failed(error_chain(&error)),
         }
     }
 
@@ -139,7 +139,7 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
                 let on_mark = |mark| drop(arrivals.send(Arrival::Mark { flow, mark }));
                 let lost = match receiver.run(decoder, &*machine, on_mark).await {
                     Ok(_) => "the source ended a page flow".to_owned(),
-                    Err(error) => chain(&error),
+                    Err(error) => error_chain(&error),
                 };
                 let _ = arrivals.send(Arrival::Lost(lost));
             });
@@ -152,7 +152,7 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
         tokio::spawn(async move {
             let arrival = match states.receive().await {
                 Ok(state) => Arrival::State(state),
-                Err(error) => Arrival::Lost(chain(&error)),
+                Err(error) => Arrival::Lost(error_chain(&error)),
             };
             let _ = state_arrivals.send(arrival);
         });
@@ -184,7 +184,7 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
                 acknowledged = everywhere;
                 let Some(session) = &mut self.session else { break };
                 if let Err(error) = session.sender.send(&ToSource::RoundArrived { round: everywhere }).await {
-                    return Event::Failed(chain(&error));
+                    return Event::Failed(error_chain(&error));
                 }
             }
             if let Some((offered, digest)) = offer
@@ -204,7 +204,7 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
         let start = Instant::now();
         let found = match tokio::task::block_in_place(|| memory_digest(&*self.machine)) {
             Ok(found) => found,
-            Err(error) => return Event::Failed(chain(&error)),
+            Err(error) => return Event::Failed(error_chain(&error)),
         };
         self.report.digest_ms = ms_between(start, Instant::now());
         self.report.digest = Some(found);
@@ -216,7 +216,7 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
         let start = Instant::now();
         let loaded = tokio::task::block_in_place(|| self.machine.restore(&state));
         self.report.load_ms = ms_between(start, Instant::now());
-        loaded.map_or_else(|error| Event::Failed(chain(&error)), |()| Event::Loaded)
+        loaded.map_or_else(|error| Event::Failed(error_chain(&error)), |()| Event::Loaded)
     }
 
     /// Asks the record for the machine until it answers. The session no longer matters.
@@ -235,7 +235,7 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
     /// The machine is ours: it runs, then the source hears of it.
     async fn run(&mut self) -> Result<(), String> {
         let start = Instant::now();
-        tokio::task::block_in_place(|| self.machine.resume()).map_err(|error| chain(&error))?;
+        tokio::task::block_in_place(|| self.machine.resume()).map_err(|error| error_chain(&error))?;
         let now = Instant::now();
         self.report.resume_ms = ms_between(start, now);
         self.report.since_pause_ms = self.pause_noticed.map_or(0.0, |noticed| ms_between(noticed, now));
@@ -281,7 +281,7 @@ async fn hear(control: &mut ControlReceiver, arrivals: &mpsc::UnboundedSender<Ar
         let arrival = match control.receive().await {
             Ok(Some(message)) => Arrival::Message(message),
             Ok(None) => Arrival::Lost("the source ended the session".to_owned()),
-            Err(error) => Arrival::Lost(chain(&error)),
+            Err(error) => Arrival::Lost(error_chain(&error)),
         };
         let last = matches!(arrival, Arrival::Lost(_));
         if arrivals.send(arrival).is_err() || last {
