@@ -10,6 +10,9 @@
 //! without the source's own word, the target has let go (`Settling`) and the record has been read again after that; a
 //! record that names the target ends the move as moved in every phase.
 
+#[cfg(test)]
+mod tests;
+
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use vmotion_api::Operation;

@@ -172,8 +172,8 @@ async fn serve(address: SocketAddr, identity: &Arc<Identity>, book: &Shared) -> 
             let watched = watched.clone();
             async move {
                 if watched.upgrade().is_none() {
-                    // Connections outlive the listener; the test's agent is dead all the same.
-                    std::future::pending::<()>().await;
+                    // Connections outlive the listener; what a dead agent's port answers is not an agent's answer.
+                    return (axum::http::StatusCode::BAD_GATEWAY, [("connection", "close")]).into_response();
                 }
                 next.run(request).await
             }

@@ -18,6 +18,9 @@ use vmotion_transport::{Identity, pki::Authority};
 /// Far beyond what anything here takes; only a failing test waits for it.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// What stops the controller, and what it ended with.
+type Running = (oneshot::Sender<()>, JoinHandle<Result<(), ControllerError>>);
+
 pub(crate) struct World {
     directory: TempDir,
     authority: Authority,
@@ -25,7 +28,7 @@ pub(crate) struct World {
     pub(crate) operator: ControllerClient,
     pub(crate) h1: FakeAgent,
     pub(crate) h2: FakeAgent,
-    running: Option<(oneshot::Sender<()>, JoinHandle<Result<(), ControllerError>>)>,
+    running: Option<Running>,
 }
 
 impl World {
