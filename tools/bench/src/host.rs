@@ -1,0 +1,100 @@
+//! The machine this runs on: is everything there, what is it, and is it quiet?
+
+use crate::process;
+use anyhow::Result;
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+pub(crate) const QEMU: &str = "qemu-system-x86_64";
+/// Other work than this part of all processors is waited for.
+const QUIET_BUSY_PART: f64 = 0.35;
+const QUIET_PATIENCE: Duration = Duration::from_secs(30);
+const QUIET_WINDOW: Duration = Duration::from_millis(500);
+
+/// What is missing to run anything at all, and how to get it.
+pub(crate) fn missing() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("this needs root: it opens /dev/kvm and makes network namespaces".to_owned());
+    }
+    if fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+        return Some("/dev/kvm is missing or cannot be opened: this host has no KVM".to_owned());
+    }
+    let answers = |program: &str, option: &str| Command::new(program).arg(option).output().is_ok();
+    if !answers(QEMU, "--version") {
+        return Some(format!("{QEMU} is missing (Debian: apt install qemu-system-x86)"));
+    }
+    if !answers("ip", "-V") || !answers("tc", "-V") {
+        return Some("ip or tc is missing (Debian: apt install iproute2)".to_owned());
+    }
+    None
+}
+
+/// Busy and all ticks of all processors.
+pub(crate) fn ticks() -> Option<(u64, u64)> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let numbers = stat.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace().take(8);
+    let numbers: Vec<u64> = numbers.map(str::parse).collect::<Result<_, _>>().ok()?;
+    let all: u64 = numbers.iter().sum();
+    Some((all - numbers.get(3)? - numbers.get(4)?, all))
+}
+
+fn busy_part(window: Duration) -> Option<f64> {
+    let (busy, all) = ticks()?;
+    std::thread::sleep(window);
+    let (busy_now, all_now) = ticks()?;
+    Some(busy_now.saturating_sub(busy) as f64 / all_now.checked_sub(all).filter(|ticks| *ticks > 0)? as f64)
+}
+
+/// Waits until others leave the processors alone; gives up after a while. The part that was busy last.
+pub(crate) fn wait_until_quiet() -> Result<f64> {
+    let start = Instant::now();
+    loop {
+        process::check_interrupted()?;
+        let busy = busy_part(QUIET_WINDOW).unwrap_or(0.0);
+        if busy < QUIET_BUSY_PART || start.elapsed() > QUIET_PATIENCE {
+            return Ok(busy);
+        }
+    }
+}
+
+fn first_line(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn field(path: &str, key: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
+    line.split_once(':').map_or("?", |(_, value)| value.trim()).to_owned()
+}
+
+/// Lines for the report.
+pub(crate) fn facts() -> Vec<String> {
+    let processors = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let pvm = Path::new("/sys/module/kvm_pvm").exists();
+    let module = ["kvm_intel", "kvm_amd", "kvm_pvm"]
+        .into_iter()
+        .find(|module| Path::new("/sys/module").join(module).exists())
+        .unwrap_or("kvm, kind unknown");
+    let mut facts = vec![
+        format!(
+            "{processors} processors ({}), {} memory",
+            field("/proc/cpuinfo", "model name"),
+            field("/proc/meminfo", "MemTotal")
+        ),
+        format!("Linux {}, {module}", first_line("uname", &["-r"])),
+        first_line(QEMU, &["--version"]),
+        format!("vmotion at commit {}", first_line("git", &["describe", "--always", "--dirty", "--abbrev=10"])),
+        format!("load average at the end: {}", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim()),
+    ];
+    if pvm {
+        facts
+            .push("no hardware virtualisation (kvm-pvm): exits and page faults of a guest cost more than usual".into());
+    }
+    facts
+}

@@ -1,0 +1,201 @@
+//! Tables: what was measured, and how ours stands against the best of QEMU.
+
+use crate::{
+    arguments::Arguments,
+    host,
+    link::Link,
+    sample::{Contestant, Sample},
+    stats::{median, quantile},
+};
+use std::fmt::Write as _;
+use vmotion_probe_guest::Content;
+
+const MIB: f64 = 1_048_576.0;
+const GIB: f64 = 1024.0 * MIB;
+
+/// One link and content.
+#[derive(Debug)]
+pub(crate) struct Section {
+    pub(crate) link: &'static str,
+    pub(crate) content: Content,
+    pub(crate) memory_bytes: u64,
+    pub(crate) contestants: Vec<Contestant>,
+    /// By contestant.
+    pub(crate) samples: Vec<Vec<Sample>>,
+}
+
+impl Section {
+    pub(crate) fn new(link: &Link, content: Content, memory_bytes: u64, contestants: &[Contestant]) -> Self {
+        let samples = contestants.iter().map(|_| Vec::new()).collect();
+        Self { link: link.name(), content, memory_bytes, contestants: contestants.to_vec(), samples }
+    }
+
+    fn values(&self, index: usize, measure: &Measure) -> Vec<f64> {
+        self.samples[index].iter().map(|sample| (measure.value)(sample, self.memory_bytes as f64)).collect()
+    }
+}
+
+/// A number of a sample.
+struct Measure {
+    name: &'static str,
+    value: fn(&Sample, f64) -> f64,
+    decimals: usize,
+}
+
+const MEASURES: [Measure; 5] = [
+    Measure { name: "total, ms", value: |sample, _| sample.total_ms, decimals: 0 },
+    Measure { name: "downtime from outside, ms", value: |sample, _| sample.gap_ms, decimals: 1 },
+    Measure { name: "on the wire, MiB", value: |sample, _| sample.wire_bytes / MIB, decimals: 0 },
+    Measure { name: "CPU, s/GiB", value: |sample, memory| sample.cpu_s / (memory / GIB), decimals: 2 },
+    Measure {
+        name: "CPU without vCPUs, s/GiB",
+        value: |sample, memory| sample.cpu_own_s / (memory / GIB),
+        decimals: 2,
+    },
+];
+
+/// One line while the bench runs.
+pub(crate) fn brief(sample: &Sample) -> String {
+    format!(
+        "total {:.0} ms (own {:.0}), gap {:.1} ms (own {:.1}; before p99 {:.1}, max {:.1}; copying max {:.1}), {:.0} MiB, CPU {:.2} s ({:.2} without vCPUs, host {:.2}), {} beats missing{}",
+        sample.total_ms,
+        sample.own_total_ms,
+        sample.gap_ms,
+        sample.own_downtime_ms,
+        sample.before_p99_ms,
+        sample.before_max_ms,
+        sample.copying_max_ms,
+        sample.wire_bytes / MIB,
+        sample.cpu_s,
+        sample.cpu_own_s,
+        sample.host_cpu_s,
+        sample.beats_missing,
+        sample.link_drops.map(|drops| format!(", {drops} packets dropped")).unwrap_or_default(),
+    )
+}
+
+/// Median, and the range it comes from.
+fn cell(values: &[f64], decimals: usize) -> String {
+    if values.is_empty() {
+        return "–".to_owned();
+    }
+    let (low, middle, high) = (quantile(values, 0.0), median(values), quantile(values, 1.0));
+    format!("{middle:.decimals$} ({low:.decimals$}–{high:.decimals$})")
+}
+
+/// One link and content as a Markdown table, and the ratios below it.
+pub(crate) fn section(section: &Section) -> String {
+    let mut text = format!("## {}, {:?} pages\n\n", section.link, section.content);
+    let names: Vec<_> = MEASURES.iter().map(|measure| measure.name).collect();
+    let _ = writeln!(
+        text,
+        "| | {} | own downtime, ms | heartbeat gap p99 before, ms | heartbeats missing | packets dropped |",
+        names.join(" | ")
+    );
+    let _ = writeln!(text, "|---|{}", "---:|".repeat(MEASURES.len() + 4));
+    for (index, contestant) in section.contestants.iter().enumerate() {
+        let samples = &section.samples[index];
+        let of = |value: fn(&Sample) -> f64| samples.iter().map(value).collect::<Vec<_>>();
+        let cells: Vec<_> =
+            MEASURES.iter().map(|measure| cell(&section.values(index, measure), measure.decimals)).collect();
+        let dropped: Vec<f64> =
+            samples.iter().filter_map(|sample| sample.link_drops).map(|drops| drops as f64).collect();
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} |",
+            contestant.name(),
+            cells.join(" | "),
+            cell(&of(|sample| sample.own_downtime_ms), 1),
+            cell(&of(|sample| sample.before_p99_ms), 1),
+            cell(&of(|sample| sample.beats_missing as f64), 0),
+            cell(&dropped, 0),
+        );
+    }
+    text.push('\n');
+    text.push_str(&ratios(section));
+    text
+}
+
+fn ratios(section: &Section) -> String {
+    let mut text = String::new();
+    let Some(ours) = section.contestants.iter().position(|contestant| *contestant == Contestant::Ours) else {
+        return text;
+    };
+    let _ = writeln!(text, "| ours / QEMU | best of all modes | best mode with TLS |\n|---|---|---|");
+    for measure in &MEASURES {
+        let own = median(&section.values(ours, measure));
+        let ratio = |encrypted: bool| match best(section, measure, encrypted) {
+            Some((name, value)) if value > 0.0 && own > 0.0 => format!("{:.2} (of {name})", own / value),
+            _ => "–".to_owned(),
+        };
+        let name = measure.name.split(',').next().unwrap_or_default();
+        let name = if measure.name.contains("without") { "CPU without vCPUs" } else { name };
+        let _ = writeln!(text, "| {name} | {} | {} |", ratio(false), ratio(true));
+    }
+    text
+}
+
+/// QEMU's best mode by median, and its value.
+fn best(section: &Section, measure: &Measure, encrypted: bool) -> Option<(&'static str, f64)> {
+    let modes = section.contestants.iter().enumerate();
+    modes
+        .filter(|(index, contestant)| {
+            let fits = **contestant != Contestant::Ours && (!encrypted || contestant.is_encrypted());
+            fits && !section.samples[*index].is_empty()
+        })
+        .map(|(index, contestant)| (contestant.name(), median(&section.values(index, measure))))
+        .min_by(|(_, left), (_, right)| left.total_cmp(right))
+}
+
+const NOTES: &str = "\
+## How to read this
+
+- One run of the bench moves the guest with every contestant in turn, in an order that changes from round to round. Cells
+  are medians, with the smallest and the largest value behind them. \"Best\" is taken for each column by itself, so that
+  QEMU's best total and its best downtime may come from different modes.
+- *Total*: from the command until the source says that the move is over and the target runs. Ours begins with starting
+  `vmotion move` and includes the choice of the host, starting the target's process and preparing its machine; QEMU's
+  target process was started and prepared before.
+- *Downtime from outside*: between the last heartbeat on the old console and the first on the new, both read by one
+  observer on one clock. The guest beats every millisecond; the column `heartbeat gap p99 before` says how regular that is on this
+  machine when nothing moves. What QEMU calls downtime leaves out the target's part.
+- *On the wire*: QEMU's `ram.transferred`; ours is all UDP payload of the source, state and retransmissions included.
+- *CPU*: user and system time of every process at both ends, for ours also controller, agents and command line. Work that
+  the kernel does in soft interrupts on behalf of others is in neither.
+- Every connection of vmotion is encrypted and authenticated; QEMU's only where it says TLS.
+- QEMU's bandwidth limit is lifted, and its downtime limit is that of ours (300 ms) unless the row says otherwise.
+- A `CORRUPT` line, or any other complaint of the guest, ends the bench with an error.
+";
+
+/// The report.
+pub(crate) fn markdown(sections: &[Section], arguments: &Arguments) -> String {
+    let runs = sections.iter().flat_map(|section| section.samples.iter().map(Vec::len)).max().unwrap_or(0);
+    let mut text =
+        "# Benchmarks\n\nThe same guest moved live through vmotion and through QEMU, side by side.\n\n".to_owned();
+    let _ = writeln!(
+        text,
+        "Guest: 2 vCPUs, {} memory, {} of it written over and over at {}/s and verified, a heartbeat every millisecond. {runs} runs.\n",
+        arguments.memory, arguments.working_set, arguments.rate
+    );
+    for fact in host::facts() {
+        let _ = writeln!(text, "- {fact}");
+    }
+    let busy = sections.iter().flat_map(|section| section.samples.iter().flatten()).map(|sample| sample.busy_before);
+    let busy: Vec<f64> = busy.map(|part| part * 100.0).collect();
+    let _ = writeln!(text, "- processors busy with other work before each guest was started: {} %", cell(&busy, 0));
+    let _ = writeln!(
+        text,
+        "- the 1 Gbit/s link: two network namespaces, veth, MTU 1500, `tbf rate 1gbit burst 128kb latency {}ms` at both ends; the controller stands at the source's end",
+        arguments.queue_ms
+    );
+    let _ = writeln!(
+        text,
+        "\nAgain: `cargo build -p vmotion && cargo run -p vmotion-bench -- --runs {runs}` (as root; takes a few minutes)\n"
+    );
+    for part in sections {
+        text.push_str(&section(part));
+        text.push('\n');
+    }
+    text.push_str(NOTES);
+    text
+}
