@@ -92,8 +92,13 @@ impl MachineDirectory {
         fs::create_dir_all(self.path.join("moves"))?;
         let log = self.console_log();
         if log.exists() {
-            let number = (0..).find(|n| !self.path.join(format!("console.{n}.log")).exists()).unwrap_or(0);
-            fs::rename(&log, self.path.join(format!("console.{number}.log")))?;
+            // Named by the offset of its first byte: offsets only grow, so the names sort and never clash.
+            let base = self.read_state().map_or(0, |state| state.console_base);
+            if fs::metadata(&log)?.len() == 0 {
+                fs::remove_file(&log)?;
+            } else {
+                fs::rename(&log, self.path.join(format!("console.{base}.log")))?;
+            }
         }
         for stale in [self.control_socket(), self.console_socket(), self.path.join("state.json")] {
             remove_if_there(&stale)?;

@@ -6,6 +6,7 @@ use std::{
     ops::RangeInclusive,
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 use tokio::net::TcpListener;
 use vmotion_api::{ControllerClient, HostReport, TlsListener};
@@ -27,6 +28,8 @@ pub struct AgentOptions {
     pub advertise: Option<IpAddr>,
     /// UDP ports for arriving machines.
     pub move_ports: RangeInclusive<u16>,
+    /// Silence after which the other end of a move counts as lost.
+    pub peer_timeout: Duration,
     /// Directory of its certificate.
     pub identity: PathBuf,
     /// The controller's URL.
@@ -129,14 +132,7 @@ pub async fn run(
     let address = listener.local_addr().map_err(AgentError::Serve)?;
     let advertised = options.advertise.unwrap_or_else(|| address.ip());
     let shared = Arc::new(Shared {
-        supervisor: Supervisor::new(
-            data,
-            options.name.clone(),
-            certificate,
-            options.controller.clone(),
-            advertised,
-            options.move_ports,
-        ),
+        supervisor: Supervisor::new(&options, data, certificate, advertised),
         name: options.name,
         datacenter: options.datacenter,
         url: format!("https://{}", SocketAddr::new(advertised, address.port())),

@@ -3,6 +3,7 @@
 use crate::{
     directory::MachineDirectory,
     process::{Command, ControlClient, Launch, ProcessState, Purpose, read_snapshot_head},
+    service::AgentOptions,
 };
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -35,20 +36,25 @@ pub(crate) struct Supervisor {
     pub(crate) address: IpAddr,
     /// UDP ports for arrivals.
     pub(crate) ports: RangeInclusive<u16>,
+    /// Silence after which the other end of a move counts as lost.
+    pub(crate) peer_timeout: Duration,
     /// Held while a machine is added, so that two requests do not both find room for it.
     admission: Mutex<()>,
 }
 
 impl Supervisor {
-    pub(crate) fn new(
-        data: PathBuf,
-        host: HostName,
-        identity: PathBuf,
-        controller: String,
-        address: IpAddr,
-        ports: RangeInclusive<u16>,
-    ) -> Self {
-        Self { data, host, identity, controller, address, ports, admission: Mutex::new(()) }
+    /// For a host with this data directory and identity (both absolute), reached by `address`.
+    pub(crate) fn new(options: &AgentOptions, data: PathBuf, identity: PathBuf, address: IpAddr) -> Self {
+        Self {
+            data,
+            host: options.name.clone(),
+            identity,
+            controller: options.controller.clone(),
+            address,
+            ports: options.move_ports.clone(),
+            peer_timeout: options.peer_timeout,
+            admission: Mutex::new(()),
+        }
     }
 
     pub(crate) fn directory(&self, name: &MachineName) -> MachineDirectory {
@@ -194,6 +200,7 @@ impl Supervisor {
             host: self.host.clone(),
             identity: self.identity.clone(),
             controller: self.controller.clone(),
+            peer_timeout_ms: u64::try_from(self.peer_timeout.as_millis()).unwrap_or(u64::MAX),
         }
     }
 

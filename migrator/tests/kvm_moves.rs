@@ -203,7 +203,7 @@ impl Bench {
             },
         };
         let arrival = tokio::spawn(target.run(|_| (), CancellationToken::new()));
-        let summary = source.run(|_| (), CancellationToken::new()).await;
+        let summary = source.run(|_| (), |_| (), CancellationToken::new()).await;
         let arrived = match arrival.await.unwrap() {
             TargetOutcome::Running(_) => Some(arriving),
             TargetOutcome::Discarded(reason) => {

@@ -16,4 +16,4 @@ mod tuning;
 
 pub use identity::{ExpectedPeer, Identity, IdentityError};
 pub use principal::{Principal, PrincipalError};
-pub use tuning::{IDLE_TIMEOUT, Tuning};
+pub use tuning::Tuning;

@@ -15,17 +15,16 @@ pub struct Tuning {
     /// Largest UDP payload to look for, in bytes. Jumbo frames halve the cost of a byte where the path has them; path
     /// MTU discovery finds out, and falls back.
     pub mtu_max: u16,
+    /// Silence after which a peer counts as lost.
+    pub silence_max: Duration,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { flows: 2, window_bytes: 32 << 20, mtu_max: 8952 }
+        Self { flows: 2, window_bytes: 32 << 20, mtu_max: 8952, silence_max: Duration::from_secs(10) }
     }
 }
 
-/// Silence after which a peer counts as lost.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// In bytes. Bulk data comes in bursts of a whole window; a small socket buffer would drop them.
 pub(crate) const SOCKET_BUFFER_BYTES: usize = 16 << 20;
 
@@ -49,8 +48,8 @@ impl Tuning {
             .max_concurrent_bidi_streams(VarInt::from_u32(4))
             .max_concurrent_uni_streams(VarInt::from_u32(16))
             .datagram_receive_buffer_size(None)
-            .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
-            .keep_alive_interval(Some(KEEP_ALIVE))
+            .max_idle_timeout(IdleTimeout::try_from(self.silence_max).ok())
+            .keep_alive_interval(Some(self.silence_max / 10))
             .initial_rtt(Duration::from_millis(100))
             .mtu_discovery_config(Some(discovery))
             .ack_frequency_config(Some(acks))

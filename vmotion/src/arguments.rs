@@ -207,6 +207,9 @@ pub(crate) struct AgentArguments {
     /// UDP ports for arriving machines
     #[arg(long, default_value = "47000-47999", value_name = "FIRST-LAST", value_parser = ports)]
     pub(crate) move_ports: (u16, u16),
+    /// Silence after which the other end of a move counts as lost, in ms
+    #[arg(long, default_value_t = 10_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(500..=600_000))]
+    pub(crate) peer_timeout: u64,
 }
 
 fn ports(text: &str) -> Result<(u16, u16), String> {

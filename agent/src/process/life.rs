@@ -1,6 +1,6 @@
 //! The life of a machine process: start or receive, run, move away or stop.
 
-use super::{Launch, ProcessState, Purpose, attach, control, outgoing::Outgoing, owner::ControllerStore, snapshot};
+use super::{Launch, ProcessState, Purpose, attach, checkpoint::checkpoint, control, outgoing::Outgoing, owner::ControllerStore, snapshot};
 use crate::directory::MachineDirectory;
 use std::{
     net::UdpSocket,
@@ -194,7 +194,7 @@ impl Life {
         // The agent bound the socket and passed it as our standard input.
         let socket = std::io::stdin().as_fd().try_clone_to_owned().map(UdpSocket::from);
         let socket = socket.map_err(|error| format!("Cannot use the UDP socket: {error}"))?;
-        let tuning = Tuning::default();
+        let tuning = self.launch.tuning();
         let expected = ExpectedPeer::Exactly(Principal::Host(record.owner.clone()));
         let listener = TargetListener::new(socket, &self.identity, expected, ticket.clone(), tuning)
             .map_err(|error| error_chain(&error))?;
@@ -244,6 +244,7 @@ impl Life {
 
     /// From `armed` on the console's offset is the source's, and an arrival can no longer be called off.
     fn arrival_entered(&self, entered: &'static str) {
+        checkpoint("target", entered);
         if entered == "armed" {
             self.console_begins_at(self.machine.console().offset());
         }

@@ -8,6 +8,7 @@
 //! ```
 
 mod attach;
+mod checkpoint;
 mod control;
 mod life;
 mod outgoing;
@@ -19,9 +20,12 @@ pub(crate) use snapshot::read_head as read_snapshot_head;
 
 use crate::directory::MachineDirectory;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use vmotion_model::{Epoch, HostName, MachineSpec, MachineState, MoveId, OwnerRecord};
-use vmotion_transport::session::MoveTicket;
+use vmotion_transport::{Tuning, session::MoveTicket};
 
 /// Why a machine process exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +62,15 @@ pub struct Launch {
     pub identity: PathBuf,
     /// The controller, where owner records live.
     pub controller: String,
+    /// Silence after which the other end of a move counts as lost, in ms.
+    pub peer_timeout_ms: u64,
+}
+
+impl Launch {
+    /// How moves of this process use the network.
+    fn tuning(&self) -> Tuning {
+        Tuning { silence_max: Duration::from_millis(self.peer_timeout_ms), ..Tuning::default() }
+    }
 }
 
 /// What a machine process says of itself, on request and in `state.json`.

@@ -1,6 +1,9 @@
 //! One move away, as a task of the machine process.
 
-use super::life::{Life, lock};
+use super::{
+    checkpoint::checkpoint,
+    life::{Life, lock},
+};
 use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 use vmotion_api::{MoveReport, OutgoingRequest};
@@ -10,10 +13,7 @@ use vmotion_migrator::{
     source::{SourceMove, SourceOptions},
 };
 use vmotion_model::{MoveId, PAGE_SIZE};
-use vmotion_transport::{
-    Tuning,
-    session::{Hello, WIRE_VERSION_MAX, WIRE_VERSION_MIN},
-};
+use vmotion_transport::session::{Hello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
 
 /// A move away that runs or ran.
 pub(super) struct Outgoing {
@@ -38,7 +38,8 @@ impl Outgoing {
             };
             let heard = Arc::clone(&running);
             let progress = move |progress| lock(&heard.report).progress = Some(progress);
-            let summary = source.run(progress, running.cancel.clone()).await;
+            let entered = |state| checkpoint("source", state);
+            let summary = source.run(progress, entered, running.cancel.clone()).await;
             let report = {
                 let mut report = lock(&running.report);
                 report.summary = Some(summary);
@@ -68,7 +69,7 @@ impl Outgoing {
 
 fn options(life: &Life, request: OutgoingRequest) -> SourceOptions {
     let OutgoingRequest { move_id, record, target, address, ticket, request } = request;
-    let tuning = Tuning::default();
+    let tuning = life.launch.tuning();
     let hello = Hello {
         version_min: WIRE_VERSION_MIN,
         version_max: WIRE_VERSION_MAX,

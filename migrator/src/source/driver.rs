@@ -82,9 +82,14 @@ pub struct SourceMove<M, O> {
 }
 
 impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
-    /// Runs the move to its end, whatever that is. `progress` hears every transition and a few reports a second;
-    /// `cancel` is honoured until the offer. Needs a multi-threaded tokio runtime.
-    pub async fn run(self, progress: impl Fn(MoveProgress) + Send + Sync, cancel: CancellationToken) -> MoveSummary {
+    /// Runs the move to its end, whatever that is. `progress` hears every transition and a few reports a second, `entered`
+    /// the name of every state entered; `cancel` is honoured until the offer. Needs a multi-threaded tokio runtime.
+    pub async fn run(
+        self,
+        progress: impl Fn(MoveProgress) + Send + Sync,
+        entered: impl Fn(&'static str) + Send + Sync,
+        cancel: CancellationToken,
+    ) -> MoveSummary {
         let Self { machine, store, identity, options } = self;
         let (events, inbox) = mpsc::unbounded_channel();
         let rule = Convergence::new(options.request.downtime_ms_max, options.request.rounds_max);
@@ -111,7 +116,7 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
             deadline: None,
         };
         driver.open(&cancel).await;
-        driver.drive(Source::new(rule), inbox, progress, cancel).await
+        driver.drive(Source::new(rule), inbox, progress, entered, cancel).await
     }
 }
 
@@ -192,6 +197,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         mut state: Source<M::Paused>,
         mut inbox: mpsc::UnboundedReceiver<Message<M>>,
         progress: impl Fn(MoveProgress) + Send + Sync,
+        entered: impl Fn(&'static str) + Send + Sync,
         cancel: CancellationToken,
     ) -> MoveSummary {
         let mut effects: Effects<M> = VecDeque::new();
@@ -201,7 +207,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         loop {
             while let Some(effect) = effects.pop_front() {
                 if let Some(event) = self.perform(&mut state, effect).await {
-                    self.apply(&mut state, event, &mut effects);
+                    self.apply(&mut state, event, &mut effects, &entered);
                     progress(self.progress(&state));
                 }
             }
@@ -231,22 +237,32 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                 }
             };
             if let Some(event) = event {
-                self.apply(&mut state, event, &mut effects);
+                self.apply(&mut state, event, &mut effects, &entered);
                 progress(self.progress(&state));
             }
         }
     }
 
-    fn apply(&mut self, state: &mut Source<M::Paused>, event: Event<M::Paused>, effects: &mut Effects<M>) {
+    fn apply(
+        &self,
+        state: &mut Source<M::Paused>,
+        event: Event<M::Paused>,
+        effects: &mut Effects<M>,
+        entered: &impl Fn(&'static str),
+    ) {
         let before = state.name();
         // A placeholder that lasts for the length of a call; the transition table takes states by value.
         let current = std::mem::replace(state, Source::Released);
         let (next, more) = current.step(event);
-        if next.name() != before {
-            tracing::info!(machine = %self.options.record.machine, from = before, to = next.name(), "move");
+        let name = next.name();
+        if name != before {
+            tracing::info!(machine = %self.options.record.machine, from = before, to = name, "move");
         }
         *state = next;
         effects.extend(more);
+        if name != before {
+            entered(name);
+        }
     }
 
     /// Turns what a task said into an event, keeping the numbers.

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use vmotion_agent::AgentOptions;
@@ -79,7 +80,7 @@ pub(super) async fn controller(arguments: ControllerArguments, global: &Global) 
 }
 
 pub(super) async fn agent(arguments: AgentArguments, global: &Global) -> Result<()> {
-    let AgentArguments { name, dc, data, listen, advertise, move_ports } = arguments;
+    let AgentArguments { name, dc, data, listen, advertise, move_ports, peer_timeout } = arguments;
     let local = LocalContext::load();
     let controller = global.controller.clone().or_else(|| local.as_ref().map(|local| local.controller.clone()));
     let controller = controller.ok_or_else(|| {
@@ -109,6 +110,7 @@ pub(super) async fn agent(arguments: AgentArguments, global: &Global) -> Result<
         listen,
         advertise,
         move_ports: move_ports.0..=move_ports.1,
+        peer_timeout: Duration::from_millis(peer_timeout),
         identity,
         controller: controller.clone(),
     };

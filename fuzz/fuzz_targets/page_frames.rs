@@ -1,0 +1,59 @@
+//! The bytes of a page flow, in pieces: refused or placed, never beyond the machine's memory, never a panic.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use std::cell::RefCell;
+use vmotion_transport::{
+    pages::{BatchEncoder, Codec, FrameDecoder, KnownPages, PageHasher, PageSink, WireCost},
+    session::MoveTicket,
+};
+
+const PAGES: u64 = 128;
+const PAGE: usize = 4096;
+
+struct Memory(RefCell<Vec<u8>>);
+
+impl PageSink for Memory {
+    fn total_pages(&self) -> u64 {
+        PAGES
+    }
+    fn with_pages(&self, first: u64, pages: u64, use_bytes: &mut dyn FnMut(&mut [u8])) {
+        // Panics when a range was not checked: that is the finding.
+        let first = first as usize * PAGE;
+        use_bytes(&mut self.0.borrow_mut()[first..first + pages as usize * PAGE]);
+    }
+    fn zero_pages(&self, first: u64, pages: u64) {
+        self.with_pages(first, pages, &mut |bytes| bytes.fill(0));
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let hasher = PageHasher::new(&MoveTicket::from_bytes([7; 32]));
+    let memory = Memory(RefCell::new(vec![0; PAGES as usize * PAGE]));
+    let Some((&[kind, piece], data)) = data.split_first_chunk::<2>() else { return };
+    let mut stream = data.to_vec();
+    if kind & 1 == 1 {
+        // A valid stream with the fuzzer's bytes written over a part of it: this gets past headers and lengths.
+        let known = KnownPages::all_zero(PAGES, &hasher);
+        let codec = [Codec::Raw, Codec::Lz4, Codec::Zstd][usize::from(kind >> 1) % 3];
+        let mut encoder = BatchEncoder::new(hasher.clone(), Some(codec));
+        for index in 0..8 {
+            encoder.push(index * 3, &known, |page| {
+                for (at, byte) in page.iter_mut().enumerate() {
+                    *byte = (at as u8) ^ (at >> 5) as u8;
+                }
+            });
+        }
+        let valid: Vec<u8> = encoder.finish(&WireCost::default()).into_iter().flatten().flatten().collect();
+        let at = data.first().map_or(0, |byte| usize::from(*byte) * 3) % valid.len();
+        stream = valid;
+        let length = data.len().min(stream.len() - at);
+        stream[at..at + length].copy_from_slice(&data[..length]);
+    }
+    let mut decoder = FrameDecoder::new(hasher);
+    for piece in stream.chunks(usize::from(piece).max(1) * 16) {
+        if decoder.feed(piece, &memory, &mut |_| ()).is_err() {
+            return;
+        }
+    }
+});

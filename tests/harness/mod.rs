@@ -1,0 +1,328 @@
+//! Two hosts and a controller as real processes, and what a test needs to look at them and to harm them.
+
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "shared by tests of which each uses a part")]
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+mod checkpoints;
+mod console;
+
+pub use checkpoints::Checkpoints;
+pub use console::ConsoleLog;
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::atomic::{AtomicU16, Ordering},
+    time::{Duration, Instant},
+};
+use tokio::process::{Child, Command};
+use vmotion_api::{AgentClient, ControllerClient, CreateRequest, MoveCommand, Operation};
+use vmotion_model::{
+    Backing, ByteSize, DirtySource, DiskSpec, Host, HostName, HostState, MachineName, MachineSpec, MachineState,
+    MachineStatus, MoveRequest,
+};
+use vmotion_transport::{Identity, Principal, pki::Authority, session::MoveTicket};
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_vmotion");
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Says that a test is skipped, and why, when this machine cannot run guests.
+pub fn skipped(test: &str) -> bool {
+    let missing = if !Path::new("/dev/kvm").exists() {
+        "/dev/kvm is missing"
+    } else if !rustix::process::geteuid().is_root() {
+        "it needs root"
+    } else {
+        return false;
+    };
+    eprintln!("SKIPPED {test}: {missing}");
+    true
+}
+
+pub fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().unwrap()
+}
+
+/// A range of UDP ports that no other world of this machine uses.
+fn port_range() -> (u16, u16) {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let world = NEXT.fetch_add(1, Ordering::Relaxed) % 4;
+    let slot = u16::try_from(std::process::id() % 1500).unwrap() * 4 + world;
+    let first = 20_000 + slot * 5;
+    (first, first + 4)
+}
+
+pub struct World {
+    pub directory: tempfile::TempDir,
+    pub client: ControllerClient,
+    pub operator: Identity,
+    services: HashMap<&'static str, Child>,
+    hosts: HashMap<&'static str, Host>,
+    controller_port: u16,
+    pub move_ports: (u16, u16),
+    peer_timeout: Duration,
+    checkpoints: Option<PathBuf>,
+}
+
+impl World {
+    /// A controller, `h1` in `dc1` and `h2` in `dc2`.
+    pub async fn start(peer_timeout: Duration, checkpoints: Option<PathBuf>) -> Self {
+        let directory = tempfile::Builder::new().prefix("vmotion-test-").tempdir().unwrap();
+        let authority = Authority::create(&directory.path().join("pki")).unwrap();
+        for (principal, place) in [
+            (Principal::Controller(name("controller")), "controller-identity"),
+            (Principal::Operator(name("tester")), "operator-identity"),
+            (Principal::Host(name("h1")), "h1-identity"),
+            (Principal::Host(name("h2")), "h2-identity"),
+        ] {
+            authority.issue(&principal, &directory.path().join(place)).unwrap();
+        }
+        fs::write(directory.path().join("probe.elf"), vmotion_probe_guest::ELF).unwrap();
+        let operator = Identity::load(&directory.path().join("operator-identity")).unwrap();
+        let controller_port =
+            std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let client = ControllerClient::new(&format!("https://127.0.0.1:{controller_port}"), &operator).unwrap();
+        let mut world = Self {
+            directory,
+            client,
+            operator,
+            services: HashMap::new(),
+            hosts: HashMap::new(),
+            controller_port,
+            move_ports: port_range(),
+            peer_timeout,
+            checkpoints,
+        };
+        for service in ["controller", "h1", "h2"] {
+            world.start_service(service);
+        }
+        world.wait_until_up().await;
+        world
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn controller_port(&self) -> u16 {
+        self.controller_port
+    }
+
+    fn log(&self, name: &str) -> fs::File {
+        fs::File::options().create(true).append(true).open(self.path(name)).unwrap()
+    }
+
+    pub fn start_service(&mut self, service: &'static str) {
+        let mut command = Command::new(PROGRAM);
+        if service == "controller" {
+            let listen = format!("127.0.0.1:{}", self.controller_port);
+            command.args(["controller", "--listen", &listen]).arg("--data").arg(self.path("c"));
+        } else {
+            let dc = service.replace('h', "dc");
+            let (first, last) = self.move_ports;
+            command
+                .args(["agent", "--name", service, "--dc", &dc, "--move-ports", &format!("{first}-{last}")])
+                .args(["--peer-timeout", &self.peer_timeout.as_millis().to_string()])
+                .args(["--controller", &format!("https://127.0.0.1:{}", self.controller_port)])
+                .arg("--data")
+                .arg(self.path(service));
+            if let Some(path) = &self.checkpoints {
+                command.env("VMOTION_CHECKPOINTS", path);
+            }
+        }
+        let child = command
+            .arg("--identity")
+            .arg(self.path(&format!("{service}-identity")))
+            .env("VMOTION_HOME", self.directory.path())
+            .stdin(Stdio::null())
+            .stdout(self.log(&format!("{service}.log")))
+            .stderr(self.log(&format!("{service}.log")))
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        self.services.insert(service, child);
+    }
+
+    /// `kill -9`.
+    pub async fn kill_service(&mut self, service: &str) {
+        if let Some(mut child) = self.services.remove(service) {
+            let _ = child.start_kill();
+            let _ = child.wait().await;
+        }
+    }
+
+    pub fn runs(&self, service: &str) -> bool {
+        self.services.contains_key(service)
+    }
+
+    pub async fn wait_until_up(&mut self) {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            let hosts = self.client.hosts().await.unwrap_or_default();
+            let up: Vec<Host> = hosts.into_iter().filter(|host| host.state == HostState::Up).collect();
+            if up.len() == 2 {
+                for host in up {
+                    let key = if host.name.as_str() == "h1" { "h1" } else { "h2" };
+                    self.hosts.insert(key, host);
+                }
+                // A restarted agent has a new port; what the controller knows may be of the old one.
+                if self.agent("h1").host().await.is_ok() && self.agent("h2").host().await.is_ok() {
+                    return;
+                }
+            }
+            assert!(Instant::now() < deadline, "the services did not come up: see {}", self.directory.path().display());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub fn agent(&self, host: &str) -> AgentClient {
+        let host = &self.hosts[host];
+        AgentClient::new(&host.url, &host.name, &self.operator).unwrap()
+    }
+
+    pub fn spec(&self, machine: &str, memory: ByteSize, cmdline: &str) -> MachineSpec {
+        MachineSpec {
+            name: name(machine),
+            cpus: 2,
+            memory,
+            kernel: self.path("probe.elf"),
+            initrd: None,
+            cmdline: cmdline.to_owned(),
+            disks: Vec::new(),
+            backing: Backing::Memfd,
+            dirty_source: DirtySource::Auto,
+        }
+    }
+
+    pub fn disk(&self, file: &str, bytes: u64) -> DiskSpec {
+        let path = self.path(file);
+        fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+        DiskSpec { path, read_only: false }
+    }
+
+    pub async fn create(&self, spec: MachineSpec, on: &str) {
+        let request = CreateRequest { spec, on: Some(on.to_owned()), from: None, dry_run: false };
+        self.client.create(&request, &key()).await.unwrap();
+    }
+
+    pub async fn start_move(&self, machine: &MachineName, to: &str, request: MoveRequest) -> Operation {
+        let command = MoveCommand { machine: machine.clone(), to: to.to_owned(), request, dry_run: false };
+        self.client.start_move(&command, &key()).await.unwrap()
+    }
+
+    /// Waits until the operation has an outcome; a controller that is away is asked again.
+    pub async fn wait_for_outcome(&self, operation: &Operation, patience: Duration) -> Operation {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Ok(now) = self.client.operation(&operation.id).await
+                && now.outcome.is_some()
+            {
+                return now;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{} has no outcome after {patience:?}: {:?}; see {}",
+                operation.id,
+                self.client.operation(&operation.id).await,
+                self.directory.path().display()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// What the host's agent says of the machine, when it has it.
+    pub async fn status(&self, host: &str, machine: &MachineName) -> Option<MachineStatus> {
+        self.agent(host).machine(machine).await.ok()
+    }
+
+    /// Hosts on which a copy of the machine runs now.
+    pub async fn copies(&self, machine: &MachineName) -> Vec<(&'static str, MachineStatus)> {
+        let mut copies = Vec::new();
+        for host in ["h1", "h2"] {
+            if let Some(status) = self.status(host, machine).await
+                && status.pid.is_some()
+                && matches!(status.state, MachineState::Running | MachineState::Moving)
+            {
+                copies.push((host, status));
+            }
+        }
+        copies
+    }
+
+    pub fn machine_directory(&self, host: &str, machine: &MachineName) -> PathBuf {
+        self.path(host).join("machines").join(machine.as_str())
+    }
+
+    /// All console output of the machine, put together from the logs of both hosts.
+    pub fn console(&self, machine: &MachineName) -> ConsoleLog {
+        ConsoleLog::collect(&["h1", "h2"].map(|host| self.machine_directory(host, machine)))
+    }
+
+    /// Waits until the console holds `text`.
+    pub async fn wait_for_console(&self, machine: &MachineName, text: &str) {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !self.console(machine).text().contains(text) {
+            assert!(Instant::now() < deadline, "the console never said {text:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Ends every machine, then the services.
+    pub async fn stop(mut self) {
+        for machine in self.client.machines().await.unwrap_or_default() {
+            let _ = self.client.stop(&machine.name).await;
+        }
+        for service in ["h1", "h2", "controller"] {
+            self.kill_service(service).await;
+        }
+    }
+
+    /// Keeps the files of a failed test.
+    pub fn keep(&mut self) -> PathBuf {
+        self.directory.disable_cleanup(true);
+        self.directory.path().to_owned()
+    }
+}
+
+impl Drop for World {
+    /// Machine processes outlive agents by design; a test that panics must not leave them behind.
+    fn drop(&mut self) {
+        for host in ["h1", "h2"] {
+            let Ok(machines) = fs::read_dir(self.path(host).join("machines")) else { continue };
+            for machine in machines.flatten() {
+                if let Some(pid) = process_of(&machine.path()) {
+                    kill(pid);
+                }
+            }
+        }
+        if std::thread::panicking() {
+            eprintln!("files are kept in {}", self.keep().display());
+        }
+    }
+}
+
+/// The machine process of a directory, when it still is one of ours.
+pub fn process_of(directory: &Path) -> Option<u32> {
+    let state: serde_json::Value =
+        serde_json::from_slice(&fs::read(directory.join("state.json")).ok()?).ok()?;
+    let pid = u32::try_from(state.get("pid")?.as_u64()?).ok()?;
+    let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let command = String::from_utf8_lossy(&command).into_owned();
+    (command.contains("machine") && command.contains(&directory.display().to_string())).then_some(pid)
+}
+
+/// `kill -9`, and waits until it is gone.
+pub fn kill(pid: u32) {
+    let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else { return };
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+pub fn key() -> String {
+    String::from(MoveTicket::random())
+}
+
+pub fn host_of(index: usize) -> HostName {
+    name(["h1", "h2"][index])
+}

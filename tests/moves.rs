@@ -1,0 +1,100 @@
+//! A guest that checks itself, moved there and back again and again by the whole product.
+
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+mod harness;
+
+use harness::{World, name, skipped};
+use std::time::Duration;
+use vmotion_model::{ByteSize, DirtySource, MachineName, MachineSpec, MoveOutcome, MoveRequest};
+
+/// The largest scenario of this file is the issue's: 1 GiB, 512 MiB written over and over at 100 MiB/s.
+const CMDLINE: &str = "ws=512M rate=100M content=text hb=1";
+
+async fn there_and_back(world: &World, spec: MachineSpec, moves: usize) {
+    let machine: MachineName = spec.name.clone();
+    world.create(spec, "h1").await;
+    world.wait_for_console(&machine, "READY").await;
+    for number in 1..=moves {
+        let to = if number % 2 == 1 { "dc2" } else { "h1" };
+        let operation =
+            world.start_move(&machine, to, MoveRequest { verify: true, ..MoveRequest::default() }).await;
+        let operation = world.wait_for_outcome(&operation, Duration::from_secs(60)).await;
+        assert_eq!(operation.outcome, Some(MoveOutcome::Moved), "move {number}: {operation:?}");
+        let summary = operation.summary.expect("a move whose source lived has a summary");
+        let digests = summary.digests.expect("a verified move has digests");
+        assert!(digests.equal(), "move {number}: {digests:?}");
+        println!(
+            "move {number}: total {:.0} ms, downtime {:.1} ms (digests {:.1}), {} rounds",
+            summary.total_ms, summary.downtime.source_ms, summary.downtime.digest_ms, summary.rounds
+        );
+        // Long enough for the guest to look at what came.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let view = world.client.machine(&machine).await.unwrap();
+        assert_eq!(view.host.as_str(), if number % 2 == 1 { "h2" } else { "h1" });
+        assert_eq!(view.epoch.0, 1 + number as u64);
+        let complaints = world.console(&machine).complaints();
+        assert_eq!(complaints, Vec::<String>::new(), "after move {number}");
+    }
+    assert_eq!(world.copies(&machine).await.len(), 1);
+    // It still lives and writes.
+    let before = world.console(&machine).len();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let log = world.console(&machine);
+    assert!(log.len() > before, "the guest is silent");
+    assert_eq!(log.complaints(), Vec::<String>::new());
+    world.client.stop(&machine).await.unwrap();
+    world.client.remove(&machine).await.unwrap();
+}
+
+async fn world() -> World {
+    World::start(Duration::from_secs(10), None).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_moves_lose_nothing_by_dirty_log() {
+    if skipped("twenty_moves_lose_nothing_by_dirty_log") {
+        return;
+    }
+    let world = world().await;
+    let spec = MachineSpec { dirty_source: DirtySource::Log, ..world.spec("vm1", ByteSize::gib(1), CMDLINE) };
+    there_and_back(&world, spec, 20).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_moves_lose_nothing_by_dirty_ring() {
+    if skipped("twenty_moves_lose_nothing_by_dirty_ring") {
+        return;
+    }
+    let world = world().await;
+    let spec = MachineSpec { dirty_source: DirtySource::Ring, ..world.spec("vm1", ByteSize::gib(1), CMDLINE) };
+    there_and_back(&world, spec, 20).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_moves_lose_nothing_with_disk_io() {
+    if skipped("twenty_moves_lose_nothing_with_disk_io") {
+        return;
+    }
+    let world = world().await;
+    let mut spec = world.spec("vm1", ByteSize::gib(1), &format!("{CMDLINE} disk_rate=200"));
+    spec.disks.push(world.disk("vm1.img", 64 << 20));
+    there_and_back(&world, spec, 20).await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_with_memory_above_the_hole_moves() {
+    if skipped("a_machine_with_memory_above_the_hole_moves") {
+        return;
+    }
+    let world = world().await;
+    let spec = MachineSpec {
+        name: name("large"),
+        ..world.spec("vm1", ByteSize::gib(4), "ws=256M rate=50M content=random hb=100")
+    };
+    there_and_back(&world, spec, 2).await;
+    world.stop().await;
+}
