@@ -122,5 +122,15 @@ async fn serve(
     app.stop();
     // What does not end by then is idempotent, and in the store.
     let _ = timeout(STOP_WITHIN, app.tasks_ended()).await;
+    let store = Arc::clone(&app.store);
+    drop(app);
+    let _ = timeout(STOP_WITHIN, last_holder(&store)).await;
     served
+}
+
+/// Waits for the last connection to have let go of the store: who is told that we ended may open it again.
+async fn last_holder(store: &SharedStore) {
+    while Arc::strong_count(store) > 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
