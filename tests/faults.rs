@@ -84,7 +84,7 @@ impl Cut {
             let port = world.controller_port();
             rules.push_str(&format!(" tcp dport {port} drop; tcp sport {port} drop;"));
         }
-        let script = format!("table inet {table} {{ chain in {{ type filter hook input priority 0; {rules} }} }}");
+        let script = format!("table inet {table} {{\nchain in {{\ntype filter hook input priority 0;\n{rules}\n}}\n}}");
         assert!(nft(&script), "nft refused: {script}");
         Self { table }
     }

@@ -151,7 +151,11 @@ impl Supervisor {
             if status.pid.is_some() && status.move_id.as_ref() == Some(&request.move_id) {
                 return self.prepared_address(&directory);
             }
-            if status.pid.is_some() {
+            // What is left of an earlier attempt asks for a record of a lower epoch, which it can never be given any more.
+            let outdated = status.state == MachineState::Incoming && status.epoch < request.record.epoch;
+            if status.pid.is_some() && outdated {
+                self.stop(name).await?;
+            } else if status.pid.is_some() {
                 return Err(self.busy(&status));
             }
         }
@@ -275,8 +279,28 @@ impl Supervisor {
         if let Ok(report) = directory.read_report(&request.move_id) {
             return Ok(report);
         }
-        self.known(name).await?;
-        ControlClient::new(&directory).ask(&Command::Outgoing(Box::new(request))).await
+        self.ask_living(name, &Command::Outgoing(Box::new(request))).await
+    }
+
+    /// Asks a machine's process; one that is dead is not found, which is an answer, and not merely silent.
+    async fn ask_living<T: serde::de::DeserializeOwned>(
+        &self,
+        name: &MachineName,
+        command: &Command,
+    ) -> Result<T, ApiError> {
+        let answer = ControlClient::new(&self.directory(name)).ask(command).await;
+        let Err(error) = &answer else { return answer };
+        if error.code != ErrorCode::Unavailable {
+            return answer;
+        }
+        match self.status(name).await {
+            None => Err(self.unknown(name)),
+            Some(MachineStatus { pid: None, reason, .. }) => {
+                let reason = reason.unwrap_or_else(|| "it does not run".to_owned());
+                Err(ApiError::new(ErrorCode::NotFound, format!("Machine {name} has no process on {}: {reason}", self.host)))
+            }
+            Some(_) => answer,
+        }
     }
 
     /// How a move away goes or went.
@@ -299,7 +323,7 @@ impl Supervisor {
 
     /// Calls a move off.
     pub(crate) async fn cancel(&self, name: &MachineName, id: &MoveId) -> Result<(), ApiError> {
-        ControlClient::new(&self.directory(name)).ask(&Command::Cancel(id.clone())).await
+        self.ask_living(name, &Command::Cancel(id.clone())).await
     }
 
     /// Ends a machine.
@@ -318,7 +342,8 @@ impl Supervisor {
             }
             tokio::time::sleep(READY_POLL).await;
         }
-        self.known(name).await
+        // An arrival that was ended has left; what it was is the answer then.
+        Ok(self.status(name).await.unwrap_or(status))
     }
 
     /// Forgets a machine that does not run.

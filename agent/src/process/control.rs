@@ -85,7 +85,7 @@ async fn answer(life: &Arc<Life>, command: Command) -> Reply {
         Command::Stop => json(life.stop("stopped by request")),
         Command::Outgoing(request) => json(life.move_away(*request)?),
         Command::Report(id) => json(life.report(&id)?),
-        Command::Cancel(id) => json(life.cancel(&id)?),
+        Command::Cancel(id) => json(life.cancel(&id).await?),
         Command::Snapshot(directory) => json(life.snapshot(directory).await?),
         Command::Input(bytes) => json(life.input(&bytes)?),
     }

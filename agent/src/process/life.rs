@@ -39,6 +39,8 @@ pub(super) struct Life {
     pub(super) outgoing: Mutex<Option<Arc<Outgoing>>>,
     /// Cancels an arrival.
     arrival: tokio_util::sync::CancellationToken,
+    /// The state an arrival has entered.
+    arrival_state: watch::Sender<&'static str>,
     /// Offset at which console output of this stay begins, once known.
     console_begins: watch::Sender<Option<u64>>,
     end: Notify,
@@ -123,6 +125,7 @@ fn build(directory: &MachineDirectory, launch: &Launch) -> Result<Life, String> 
         state: Mutex::new(state),
         outgoing: Mutex::new(None),
         arrival: tokio_util::sync::CancellationToken::new(),
+        arrival_state: watch::Sender::new("empty"),
         console_begins: watch::Sender::new(None),
         end: Notify::new(),
     })
@@ -244,6 +247,7 @@ impl Life {
 
     /// From `armed` on the console's offset is the source's, and an arrival can no longer be called off.
     fn arrival_entered(&self, entered: &'static str) {
+        self.arrival_state.send_replace(entered);
         checkpoint("target", entered);
         if entered == "armed" {
             self.console_begins_at(self.machine.console().offset());
@@ -345,18 +349,23 @@ impl Life {
         }
     }
 
-    pub(super) fn cancel(&self, id: &MoveId) -> Result<(), ApiError> {
+    /// Calls a move off. At a target this answers only when the arrival has let go for good, or can no longer be stopped.
+    pub(super) async fn cancel(&self, id: &MoveId) -> Result<(), ApiError> {
         if let Some(current) = lock(&self.outgoing).as_ref().filter(|current| current.id() == id) {
             current.cancel();
             return Ok(());
         }
         let arriving = lock(&self.state).clone();
-        if arriving.move_id.as_ref() == Some(id) && arriving.state == MachineState::Incoming {
-            // Honoured until every page has arrived; then the record decides.
-            self.arrival.cancel();
-            return Ok(());
+        if arriving.move_id.as_ref() != Some(id) || arriving.state != MachineState::Incoming {
+            return Err(unknown_move(id));
         }
-        Err(unknown_move(id))
+        self.arrival.cancel();
+        let mut state = self.arrival_state.subscribe();
+        let decided = |state: &&'static str| matches!(*state, "armed" | "running" | "discarded");
+        match state.wait_for(decided).await.map(|state| *state) {
+            Ok("discarded") => Ok(()),
+            _ => Err(ApiError::new(ErrorCode::Conflict, format!("Move {id} asks the owner record: it can no longer be cancelled"))),
+        }
     }
 
     pub(super) async fn snapshot(self: &Arc<Self>, directory: PathBuf) -> Result<(), ApiError> {
