@@ -44,6 +44,7 @@ pub struct Convergence {
     pages_per_ms: Option<f64>,
     remaining_before: Option<u64>,
     stalled_rounds: u32,
+    least_remaining: f64,
     predicted_total_ms: Option<f64>,
     elapsed_ms: f64,
 }
@@ -54,6 +55,8 @@ const PAUSE_FIXED_MS: f64 = 3.0;
 const NEGLIGIBLE_MS: f64 = 0.5;
 /// Another round must bring what remains below this part of what it was.
 const PAYING_RATIO: f64 = 0.8;
+/// What remains must fall below this part of the least seen, or the round brought nothing.
+const PROGRESS_RATIO: f64 = 0.97;
 /// Rounds without progress and outside the limit before giving up.
 const STALLED_ROUNDS_MAX: u32 = 6;
 /// Rounds smaller than this say more about fixed costs than about the path.
@@ -70,6 +73,7 @@ impl Convergence {
             pages_per_ms: None,
             remaining_before: None,
             stalled_rounds: 0,
+            least_remaining: f64::INFINITY,
             predicted_total_ms: None,
             elapsed_ms: 0.0,
         }
@@ -116,7 +120,9 @@ impl Convergence {
         if predicted_ms <= self.downtime_ms_max && (!pays || copying_ms < NEGLIGIBLE_MS) {
             return Decision::SwitchOver { predicted_ms };
         }
-        self.stalled_rounds = if pays { 0 } else { self.stalled_rounds + 1 };
+        let progresses = (round.remaining_pages as f64) < self.least_remaining * PROGRESS_RATIO;
+        self.stalled_rounds = if progresses { 0 } else { self.stalled_rounds + 1 };
+        self.least_remaining = self.least_remaining.min(round.remaining_pages as f64);
         if self.rounds >= self.rounds_max || self.stalled_rounds >= STALLED_ROUNDS_MAX {
             if predicted_ms <= self.downtime_ms_max {
                 return Decision::SwitchOver { predicted_ms };

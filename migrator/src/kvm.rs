@@ -149,18 +149,21 @@ impl PageSink for KvmTarget {
             self.fail(GuestError("pages arrived after the machine was complete".to_owned()));
             return;
         };
+        if filling.with_run_mut(first, pages, &mut *use_bytes).is_err()
+            && let Err(error) = self.with_split_pages(first, pages, use_bytes)
+        {
+            self.fail(error);
+        }
+    }
+
+    fn expect_pages(&self, first: u64, pages: u64) {
         let mut fresh = 0;
         for index in first..first + pages {
             fresh += u64::from(!self.mark_written(index));
         }
         if fresh >= POPULATE_PAGES_MIN {
             // One system call instead of a fault a page. When it fails, the faults decide.
-            let _ = filling.ram().populate(first..first + pages);
-        }
-        if filling.with_run_mut(first, pages, &mut *use_bytes).is_err()
-            && let Err(error) = self.with_split_pages(first, pages, use_bytes)
-        {
-            self.fail(error);
+            let _ = self.machine.memory().populate(first..first + pages);
         }
     }
 

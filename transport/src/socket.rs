@@ -13,7 +13,10 @@ use std::{
     io::{self, IoSliceMut},
     net::{SocketAddr, UdpSocket},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -22,6 +25,8 @@ const TRAIN_BYTES_MAX: usize = 65_507;
 
 struct SplittingSocket {
     inner: Arc<dyn AsyncUdpSocket>,
+    /// Bytes of a segment in the last train: the path's packet size, once it is known.
+    segment: AtomicUsize,
 }
 
 /// Wraps `socket` for quinn, with buffers for bulk data.
@@ -34,7 +39,7 @@ pub(crate) fn wrap(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     }
     let _ = sockopt::set_socket_send_buffer_size(&socket, bytes);
     let inner = TokioRuntime.wrap_udp_socket(socket)?;
-    Ok(Arc::new(SplittingSocket { inner }))
+    Ok(Arc::new(SplittingSocket { inner, segment: AtomicUsize::new(1) }))
 }
 
 impl fmt::Debug for SplittingSocket {
@@ -49,6 +54,9 @@ impl AsyncUdpSocket for SplittingSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if let Some(segment) = transmit.segment_size {
+            self.segment.store(segment.max(1), Ordering::Relaxed);
+        }
         let Some(segment) = transmit.segment_size.filter(|_| transmit.contents.len() > TRAIN_BYTES_MAX) else {
             return self.inner.try_send(transmit);
         };
@@ -79,8 +87,10 @@ impl AsyncUdpSocket for SplittingSocket {
         self.inner.local_addr()
     }
 
+    /// As many as fit into one send at the packet size last seen, so that a train is not cut in two each time.
     fn max_transmit_segments(&self) -> usize {
-        self.inner.max_transmit_segments()
+        let fit = TRAIN_BYTES_MAX / self.segment.load(Ordering::Relaxed);
+        self.inner.max_transmit_segments().min(fit.max(1))
     }
 
     fn max_receive_segments(&self) -> usize {

@@ -1,7 +1,7 @@
 //! quinn's knobs for moving gigabytes, in one place.
 
 use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt, congestion};
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, num::NonZero, sync::Arc, time::Duration};
 
 /// How a session uses its path.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,20 +21,43 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { flows: 2, window_bytes: 32 << 20, mtu_max: 8952, silence_max: Duration::from_secs(10) }
+        Self {
+            flows: flows_for(std::thread::available_parallelism().map_or(1, NonZero::get)),
+            window_bytes: 32 << 20,
+            mtu_max: 8952,
+            silence_max: Duration::from_secs(10),
+        }
     }
 }
 
 /// In bytes. Bulk data comes in bursts of a whole window; a small socket buffer would drop them.
 pub(crate) const SOCKET_BUFFER_BYTES: usize = 16 << 20;
 
+/// A flow keeps about two processors busy: one thread reads and encodes, another encrypts and sends. Measured with two
+/// processors: one flow is as fast as two and loses no packets to its neighbour.
+fn flows_for(processors: usize) -> u8 {
+    u8::try_from(processors / 2).unwrap_or(u8::MAX).clamp(1, 4)
+}
+
+/// Payload bytes of a packet that stays on this machine, whose interface takes 64 KiB. Two fill one send.
+const MTU_LOOPBACK: u16 = 32_000;
+/// Every path must carry this: RFC 9000, section 14.
+const MTU_SAFE: u16 = 1200;
+
 impl Tuning {
     /// Most flows a peer may ask for.
     pub const FLOWS_MAX: u8 = 8;
 
+    /// The same, for a path that ends at `address`.
+    pub(crate) fn toward(self, address: IpAddr) -> Self {
+        if address.is_loopback() { Self { mtu_max: MTU_LOOPBACK, ..self } } else { self }
+    }
+
     pub(crate) fn transport(&self) -> Arc<TransportConfig> {
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.upper_bound(self.mtu_max);
+        // Nothing needs to be discovered on loopback.
+        let initial_mtu = if self.mtu_max == MTU_LOOPBACK { MTU_LOOPBACK } else { MTU_SAFE };
         let mut cubic = congestion::CubicConfig::default();
         cubic.initial_window(256 << 10);
         // Fewer acknowledgements: each costs both ends a packet, and bulk data needs only a few per round trip.
@@ -51,6 +74,7 @@ impl Tuning {
             .max_idle_timeout(IdleTimeout::try_from(self.silence_max).ok())
             .keep_alive_interval(Some(self.silence_max / 10))
             .initial_rtt(Duration::from_millis(100))
+            .initial_mtu(initial_mtu)
             .mtu_discovery_config(Some(discovery))
             .ack_frequency_config(Some(acks))
             .congestion_controller_factory(Arc::new(cubic));

@@ -44,6 +44,8 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 const PAUSE_GRACE: Duration = Duration::from_millis(500);
 /// Digests of all memory are taken inside the pause when asked for; nobody asks for a short pause then.
 const VERIFY_GRACE: Duration = Duration::from_secs(60);
+/// A path that was congested this lately is taken to set the pace still; CUBIC meets congestion every second or two.
+const CONGESTION_MEMORY: Duration = Duration::from_secs(3);
 /// First and longest wait between two questions to a store that does not answer.
 const STORE_RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -112,6 +114,8 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
             counters: Arc::default(),
             rate: RateMeter::default(),
             load: HostLoad::default(),
+            congestion_events: 0,
+            congested_until: None,
             remaining: 0,
             deadline: None,
         };
@@ -151,6 +155,8 @@ struct Driver<M: SourceMachine, O> {
     counters: Arc<Counters>,
     rate: RateMeter,
     load: HostLoad,
+    congestion_events: u64,
+    congested_until: Option<Instant>,
     remaining: u64,
     /// When a pause or an unanswered offer counts as failed.
     deadline: Option<Instant>,
@@ -305,7 +311,13 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
     /// Tells the flows whether this host waits for its processors or for the link.
     fn note_load(&mut self) {
         if let (Some(busy), Some(session)) = (self.load.are_processors_busy(), &self.session) {
-            session.wire.set_processors_busy(busy);
+            let events = session.stats.congestion_events();
+            if events > self.congestion_events {
+                self.congestion_events = events;
+                self.congested_until = Some(Instant::now() + CONGESTION_MEMORY);
+            }
+            let congested = self.congested_until.is_some_and(|until| Instant::now() < until);
+            session.wire.set_processors_busy(busy && !congested);
         }
     }
 

@@ -92,8 +92,10 @@ pub struct CodecChooser {
     forced: Option<Codec>,
 }
 
-/// Every so many batches another codec is tried. One in 32 costs at most a few percent.
-const EXPLORE_EVERY: u64 = 32;
+/// Every so many batches another codec is tried; one in 128 costs about a percent.
+const EXPLORE_EVERY: u64 = 128;
+/// Early on each compressor is tried once soon, at these batches: a slow link should not wait long to be helped.
+const EXPLORE_FIRST: [u64; 2] = [4, 8];
 
 impl CodecChooser {
     /// A chooser that measures; or one that always takes `forced`.
@@ -110,7 +112,7 @@ impl CodecChooser {
         }
         self.batches += 1;
         let best = self.best(wire_ns);
-        if !self.batches.is_multiple_of(EXPLORE_EVERY) {
+        if !self.batches.is_multiple_of(EXPLORE_EVERY) && !EXPLORE_FIRST.contains(&self.batches) {
             return best;
         }
         // An untried codec first; else the two compressors in turn.
@@ -209,7 +211,7 @@ mod tests {
     fn every_codec_is_tried_in_time() {
         let mut chooser = CodecChooser::new(None);
         let mut seen = std::collections::HashSet::new();
-        for _ in 0..200 {
+        for _ in 0..400 {
             let codec = chooser.next(1.0);
             seen.insert(codec);
             chooser.record_batch(codec, 1000, 900, 1000);

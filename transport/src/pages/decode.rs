@@ -17,6 +17,10 @@ pub trait PageSink {
     /// Lends the bytes of `pages` consecutive pages from index `first`. The range was checked, except that it may cross
     /// from one region to the next, as indices run on.
     fn with_pages(&self, first: u64, pages: u64, use_bytes: &mut dyn FnMut(&mut [u8]));
+    /// Pages from `first` on are about to come, in pieces: a good time to map them all at once.
+    fn expect_pages(&self, first: u64, pages: u64) {
+        let _ = (first, pages);
+    }
     /// Makes pages all zero; cheaper than writing zeros where nothing was written yet.
     fn zero_pages(&self, first: u64, pages: u64);
 }
@@ -204,6 +208,9 @@ impl FrameDecoder {
         };
         if !fits {
             return Err(FrameError::Mismatch { pages: data_pages, payload });
+        }
+        for run in self.runs.iter().filter(|run| !run.zero) {
+            sink.expect_pages(run.first, u64::from(run.pages));
         }
         self.compressed.clear();
         if payload == 0 {

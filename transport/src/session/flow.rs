@@ -104,6 +104,9 @@ impl<S: PageSink + ?Sized> PageSink for Borrowed<'_, S> {
     fn with_pages(&self, first: u64, pages: u64, use_bytes: &mut dyn FnMut(&mut [u8])) {
         self.0.with_pages(first, pages, use_bytes);
     }
+    fn expect_pages(&self, first: u64, pages: u64) {
+        self.0.expect_pages(first, pages);
+    }
     fn zero_pages(&self, first: u64, pages: u64) {
         self.0.zero_pages(first, pages);
     }

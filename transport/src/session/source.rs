@@ -65,6 +65,12 @@ impl PathStats {
         self.connections.iter().map(|connection| connection.stats().path.lost_packets).sum()
     }
 
+    /// Times QUIC met congestion: the path, not this host, set the pace.
+    #[must_use]
+    pub fn congestion_events(&self) -> u64 {
+        self.connections.iter().map(|connection| connection.stats().path.congestion_events).sum()
+    }
+
     /// Round-trip time of the control connection.
     #[must_use]
     pub fn rtt(&self) -> Duration {
@@ -101,7 +107,7 @@ impl SourceSession {
         tls.alpn_protocols = vec![ALPN.to_vec()];
         let crypto = QuicClientConfig::try_from(tls).map_err(|error| SessionError::Setup(error.to_string()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(options.tuning.transport());
+        config.transport_config(options.tuning.toward(options.address.ip()).transport());
 
         let control_connection = dial(options, &config).await?;
         let (mut send, mut receive) = control_connection.open_bi().await?;
@@ -139,7 +145,7 @@ async fn dial(options: &ConnectOptions<'_>, config: &quinn::ClientConfig) -> Res
     };
     let socket = UdpSocket::bind((options.local.unwrap_or(any), 0))?;
     let mut endpoint = quinn::Endpoint::new_with_abstract_socket(
-        options.tuning.endpoint(),
+        options.tuning.toward(options.address.ip()).endpoint(),
         None,
         socket::wrap(socket)?,
         Arc::new(quinn::TokioRuntime),

@@ -73,6 +73,7 @@ impl TargetListener {
         ticket: MoveTicket,
         tuning: Tuning,
     ) -> Result<Self, SessionError> {
+        let tuning = tuning.toward(socket.local_addr()?.ip());
         let mut tls = identity.server_config()?;
         tls.alpn_protocols = vec![ALPN.to_vec()];
         let crypto = QuicServerConfig::try_from(tls).map_err(|error| SessionError::Setup(error.to_string()))?;

@@ -72,7 +72,7 @@ fn options<'a>(identity: &'a Identity, ticket: &'a MoveTicket, address: SocketAd
         identity,
         expected: ExpectedPeer::Exactly(host("h2")),
         ticket,
-        tuning: Tuning::default(),
+        tuning: Tuning { flows: 2, ..Tuning::default() },
     }
 }
 
