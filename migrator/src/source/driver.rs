@@ -118,9 +118,10 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
             congested_until: None,
             remaining: 0,
             deadline: None,
+            cancel,
         };
-        driver.open(&cancel).await;
-        driver.drive(Source::new(rule), inbox, progress, entered, cancel).await
+        driver.open();
+        driver.drive(Source::new(rule), inbox, progress, entered).await
     }
 }
 
@@ -160,6 +161,7 @@ struct Driver<M: SourceMachine, O> {
     remaining: u64,
     /// When a pause or an unanswered offer counts as failed.
     deadline: Option<Instant>,
+    cancel: CancellationToken,
 }
 
 /// What tasks tell the loop.
@@ -175,9 +177,9 @@ type Effects<M> = VecDeque<Effect<<M as SourceMachine>::Paused>>;
 
 impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
     /// Connects in a task, so that cancelling does not wait for an unreachable target.
-    async fn open(&self, cancel: &CancellationToken) {
+    fn open(&self) {
         let (options, identity, events) = (self.options.clone(), Arc::clone(&self.identity), self.events.clone());
-        let cancel = cancel.clone();
+        let cancel = self.cancel.clone();
         tokio::spawn(async move {
             let connect = ConnectOptions {
                 address: options.address,
@@ -204,8 +206,8 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         mut inbox: mpsc::UnboundedReceiver<Message<M>>,
         progress: impl Fn(MoveProgress) + Send + Sync,
         entered: impl Fn(&'static str) + Send + Sync,
-        cancel: CancellationToken,
     ) -> MoveSummary {
+        let cancel = self.cancel.clone();
         let mut effects: Effects<M> = VecDeque::new();
         let mut ticks = tokio::time::interval(PROGRESS_EVERY);
         let mut cancelled = false;
@@ -350,14 +352,8 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                 None
             }
             Effect::SendLast => {
-                let patience = self.deadline.map_or(PAUSE_GRACE, |at| at.saturating_duration_since(Instant::now()));
                 let Source::Paused { guard, .. } = state else { return None };
-                let sent = tokio::time::timeout(patience, self.send_last(guard)).await;
-                Some(match sent {
-                    Ok(Ok(())) => Event::LastSent,
-                    Ok(Err(reason)) => Event::Failed(reason),
-                    Err(_) => Event::Failed("the last pages took longer than the pause allows".to_owned()),
-                })
+                Some(self.send_last_in_time(guard).await)
             }
             Effect::SendOffer => {
                 let offer = ToTarget::Offer { expected: self.options.record.clone(), digest: self.source_digest };
@@ -445,33 +441,44 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         });
     }
 
-    /// Warns the target, then stops the guest in a blocking task.
+    /// Warns the target, then warms up the store and stops the guest in a task, so that neither delays a cancellation.
     async fn pause(&mut self) {
         if let Some(session) = &mut self.session {
             // A session that is lost reports itself.
             let _ = session.sender.send(&ToTarget::PauseSoon).await;
         }
-        self.store.warm_up().await;
         let Some(tracker) = self.tracker.clone() else { return };
-        let (machine, events, total) =
-            (Arc::clone(&self.machine), self.events.clone(), self.machine.layout().total_pages());
-        tokio::task::spawn_blocking(move || {
-            let asked = Instant::now();
-            let message = match machine.pause() {
-                Ok(guard) => {
-                    let paused = Instant::now();
-                    let mut remaining = PageBitmap::new(total);
-                    let fetched = lock(&tracker).fetch(&mut remaining);
-                    match fetched {
-                        Ok(_) => Message::Paused { guard, remaining: Arc::new(remaining), asked, paused },
-                        // The guard goes out of scope: the guest runs on.
-                        Err(error) => Message::Event(Event::Failed(error_chain(&error))),
-                    }
+        let (machine, store, events) = (Arc::clone(&self.machine), Arc::clone(&self.store), self.events.clone());
+        tokio::spawn(async move {
+            store.warm_up().await;
+            tokio::task::spawn_blocking(move || {
+                // A move that has ended meanwhile pauses nobody.
+                if !events.is_closed() {
+                    let _ = events.send(pause_and_look(&*machine, &tracker));
                 }
-                Err(error) => Message::Event(Event::Failed(error_chain(&error))),
-            };
-            let _ = events.send(message);
+            });
         });
+    }
+
+    /// Sends what is left, unless that takes too long or the operator cancels. Work that blocks cannot be interrupted; what
+    /// happened meanwhile counts all the same, for after this comes the offer.
+    async fn send_last_in_time(&mut self, guard: &M::Paused) -> Event<M::Paused> {
+        let deadline = self.deadline.unwrap_or_else(|| Instant::now() + PAUSE_GRACE);
+        let cancel = self.cancel.clone();
+        let sent = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return Event::Cancel,
+            () = tokio::time::sleep_until(deadline.into()) => Ok(()),
+            sent = self.send_last(guard) => sent,
+        };
+        match sent {
+            _ if cancel.is_cancelled() => Event::Cancel,
+            Err(reason) => Event::Failed(reason),
+            Ok(()) if Instant::now() >= deadline => {
+                Event::Failed("the last pages and the state took longer than the pause allows".to_owned())
+            }
+            Ok(()) => Event::LastSent,
+        }
     }
 
     /// Last pages and state, side by side. Inside the pause: nothing here could have been done earlier.
@@ -508,7 +515,19 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         });
     }
 
+    /// Tells the target why before anything it would take for a lost session happens; leaves no tracking.
     async fn clean_up(&mut self, state: &Source<M::Paused>) {
+        if let (Source::Aborted { reason }, Some(session)) = (state, &mut self.session) {
+            let error = match reason {
+                Abort::Cancelled => WireError::new(WireErrorCode::Cancelled, "the move was cancelled"),
+                Abort::Failed(reason) => {
+                    WireError::new(WireErrorCode::Failed, reason.chars().take(1000).collect::<String>())
+                }
+            };
+            let patience = Duration::from_millis(200);
+            let _ = tokio::time::timeout(patience, session.sender.send(&ToTarget::Abort(error))).await;
+            session.sender.finish(patience).await;
+        }
         if let Some(tracker) = self.tracker.take()
             && let Err(error) = tokio::task::block_in_place(|| lock(&tracker).stop())
         {
@@ -516,18 +535,6 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         }
         let Some(mut session) = self.session.take() else { return };
         drop(session.copier.take());
-        if let Source::Aborted { reason } = state {
-            let error = match reason {
-                Abort::Cancelled => WireError::new(WireErrorCode::Cancelled, "the move was cancelled"),
-                Abort::Failed(reason) => {
-                    WireError::new(WireErrorCode::Failed, reason.chars().take(1000).collect::<String>())
-                }
-            };
-            // The target also notices the closed session; this only tells it why.
-            let patience = Duration::from_millis(200);
-            let _ = tokio::time::timeout(patience, session.sender.send(&ToTarget::Abort(error))).await;
-            session.sender.finish(patience).await;
-        }
         self.rate.udp_bytes = session.stats.udp_bytes_sent();
         session.stats.close("the move is over");
     }
@@ -596,6 +603,21 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             target_cpu_s: self.target_report.cpu_s,
             digests: digests.map(|(source, target)| DigestReport { source: hex(source), target: hex(target) }),
         }
+    }
+}
+
+/// Stops the guest and finds what really remains. On failure the guest runs on.
+fn pause_and_look<M: SourceMachine>(machine: &M, tracker: &SharedTracker) -> Message<M> {
+    let asked = Instant::now();
+    let guard = match machine.pause() {
+        Ok(guard) => guard,
+        Err(error) => return Message::Event(Event::Failed(error_chain(&error))),
+    };
+    let paused = Instant::now();
+    let mut remaining = PageBitmap::new(machine.layout().total_pages());
+    match lock(tracker).fetch(&mut remaining) {
+        Ok(_) => Message::Paused { guard, remaining: Arc::new(remaining), asked, paused },
+        Err(error) => Message::Event(Event::Failed(error_chain(&error))),
     }
 }
 
