@@ -208,7 +208,7 @@ fn a_store_that_does_not_warm_up_does_not_hold_up_a_cancellation() {
     let writing = Writing { pages: 1, burst: 0, every: ms(5) };
     let schedule = Schedule { writing, warm_up: ms(3000), ..Schedule::default() };
     let begun = std::time::Instant::now();
-    let harm = vec![(Side::Source, "copying", Harm::Cancel(Side::Source))];
+    let harm = vec![(Side::Source, "copying", Harm::CancelSoon(Side::Source))];
     assert_eq!(*checked(Schedule { harm, ..schedule }).result(), MoveOutcome::Cancelled);
     assert!(begun.elapsed() < ms(2500), "{:?}", begun.elapsed());
 }

@@ -1,7 +1,7 @@
 //! The network between the two ends: a UDP relay on loopback that can lose datagrams, or all of them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     net::SocketAddr,
     sync::{
         Arc,
@@ -69,13 +69,16 @@ async fn relay(front: Arc<UdpSocket>, target: SocketAddr, weather: Arc<Weather>)
         if weather.loses() {
             continue;
         }
-        if !callers.contains_key(&caller) {
-            let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-            back.connect(target).await.unwrap();
-            callers.insert(caller, Arc::clone(&back));
-            tokio::spawn(answer(back, Arc::clone(&front), caller, Arc::clone(&weather)));
-        }
-        let _ = callers[&caller].send(&datagram[..length]).await;
+        let back = match callers.entry(caller) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let back = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+                back.connect(target).await.unwrap();
+                tokio::spawn(answer(Arc::clone(&back), Arc::clone(&front), caller, Arc::clone(&weather)));
+                new.insert(back)
+            }
+        };
+        let _ = back.send(&datagram[..length]).await;
     }
 }
 

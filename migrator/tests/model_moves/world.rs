@@ -37,6 +37,8 @@ pub(crate) enum Harm {
     Kill(Side),
     /// The operator cancels at one end.
     Cancel(Side),
+    /// The operator cancels a little later.
+    CancelSoon(Side),
     /// The network is cut.
     Cut,
     /// The network is cut for 100 ms, which no peer takes for the end.
@@ -131,6 +133,21 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
+/// Dead: not one instruction more.
+fn stand_dead() -> ! {
+    loop {
+        thread::park();
+    }
+}
+
+/// Does it 100 ms from now.
+fn later(what: impl FnOnce() + Send + 'static) {
+    thread::spawn(move || {
+        thread::sleep(Duration::from_millis(100));
+        what();
+    });
+}
+
 /// The world while the move is under way.
 struct World {
     schedule: Schedule,
@@ -152,20 +169,20 @@ impl World {
             for (_, _, harm) in harm.iter().filter(|(_, at, _)| *at == state) {
                 match *harm {
                     Harm::Cancel(side) => cancels[side as usize].cancel(),
+                    Harm::CancelSoon(side) => {
+                        let cancel = cancels[side as usize].clone();
+                        later(move || cancel.cancel());
+                    }
                     Harm::Cut => weather.cut(true),
                     Harm::Blink => {
                         weather.cut(true);
                         let weather = Arc::clone(&weather);
-                        thread::spawn(move || {
-                            thread::sleep(Duration::from_millis(100));
-                            weather.cut(false);
-                        });
+                        later(move || weather.cut(false));
                     }
                     Harm::Kill(victim) => {
                         tell(News::Kill(victim));
-                        while victim == side {
-                            // Dead: not one instruction more.
-                            thread::park();
+                        if victim == side {
+                            stand_dead();
                         }
                     }
                 }
@@ -305,6 +322,10 @@ impl Drop for Outcome {
     }
 }
 
+fn is_killed(side: Side, runtimes: &[Option<Runtime>; 2]) -> bool {
+    runtimes[side as usize].is_none()
+}
+
 impl Outcome {
     /// Until both ends have ended or were killed.
     fn follow(&mut self, heard: &mpsc::Receiver<News>, runtimes: &mut [Option<Runtime>; 2], schedule: &Schedule) {
@@ -317,11 +338,11 @@ impl Outcome {
             };
             match news {
                 News::Entered(side, state) => self.states.push((side, state)),
-                News::SourceEnded(summary) if !self.is_killed(Side::Source, runtimes) => {
+                News::SourceEnded(summary) if !is_killed(Side::Source, runtimes) => {
                     self.summary = Some(*summary);
                     over[0] = true;
                 }
-                News::TargetEnded(arrival) if !self.is_killed(Side::Target, runtimes) => {
+                News::TargetEnded(arrival) if !is_killed(Side::Target, runtimes) => {
                     self.arrival = Some(arrival);
                     over[1] = true;
                 }
@@ -336,16 +357,12 @@ impl Outcome {
             }
         }
         // A process that was killed may have ended just before.
-        for side in Side::BOTH.into_iter().filter(|side| self.is_killed(*side, runtimes)) {
-            match side {
-                Side::Source => self.summary = None,
-                Side::Target => self.arrival = None,
-            }
+        if is_killed(Side::Source, runtimes) {
+            self.summary = None;
         }
-    }
-
-    fn is_killed(&self, side: Side, runtimes: &[Option<Runtime>; 2]) -> bool {
-        runtimes[side as usize].is_none()
+        if is_killed(Side::Target, runtimes) {
+            self.arrival = None;
+        }
     }
 
     /// Did the source's driver, or the target's, enter `state`?
