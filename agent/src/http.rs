@@ -1,4 +1,7 @@
-//! The agent's HTTP API. Only controllers and operators are served; what they may ask is in `vmotion_api::AgentClient`.
+//! The agent's HTTP API: one table of routes. Only controllers and operators are served; what they may ask is in
+//! `vmotion_api::AgentClient`.
+
+mod openapi;
 
 use crate::{
     console,
@@ -11,7 +14,7 @@ use axum::{
     extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{delete, get, post, put},
+    routing::{MethodRouter, get, post, put},
 };
 use std::sync::Arc;
 use vmotion_api::{
@@ -27,18 +30,31 @@ type App = State<Arc<Shared>>;
 /// Longest request body, in bytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
 
+/// A path, the methods it has, and their handlers.
+type Route = (&'static str, &'static [&'static str], MethodRouter<Arc<Shared>>);
+
+/// Every route.
+fn routes() -> Vec<Route> {
+    vec![
+        ("/v1/host", &["get"], get(host)),
+        ("/v1/machines", &["get"], get(machines)),
+        ("/v1/machines/{name}", &["get", "put", "delete"], get(machine).put(start).delete(remove)),
+        ("/v1/machines/{name}/stop", &["post"], post(stop)),
+        ("/v1/machines/{name}/snapshot", &["post"], post(snapshot)),
+        ("/v1/machines/{name}/incoming", &["put"], put(incoming)),
+        ("/v1/machines/{name}/outgoing", &["put"], put(outgoing)),
+        ("/v1/machines/{name}/moves/{id}", &["get", "delete"], get(report).delete(cancel)),
+        ("/v1/machines/{name}/console", &["get", "post"], get(console_output).post(console_input)),
+        ("/v1/openapi.json", &["get"], get(openapi::document)),
+    ]
+}
+
+/// The whole API.
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route("/v1/host", get(host))
-        .route("/v1/machines", get(machines))
-        .route("/v1/machines/{name}", get(machine).put(start).delete(remove))
-        .route("/v1/machines/{name}/stop", post(stop))
-        .route("/v1/machines/{name}/snapshot", post(snapshot))
-        .route("/v1/machines/{name}/incoming", put(incoming))
-        .route("/v1/machines/{name}/outgoing", put(outgoing))
-        .route("/v1/machines/{name}/moves/{id}", get(report))
-        .route("/v1/machines/{name}/moves/{id}", delete(cancel))
-        .route("/v1/machines/{name}/console", get(console_output).post(console_input))
+    let add = |router: Router<Arc<Shared>>, (path, _, handlers): Route| router.route(path, handlers);
+    routes()
+        .into_iter()
+        .fold(Router::new(), add)
         .layer(middleware::from_fn(authorise))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(shared)
@@ -73,19 +89,31 @@ fn same_name(path: &str, body: &MachineName) -> Result<(), Problem> {
     Err(Problem(ApiError::new(ErrorCode::Invalid, message)))
 }
 
+/// What this host is
+#[utoipa::path(get, path = "/v1/host", tag = "host",
+    responses((status = 200, description = "The host", body = HostReport), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn host(State(shared): App) -> Json<HostReport> {
     let machines = shared.supervisor.machines().await;
     Json(shared.report(&machines))
 }
 
+/// Every machine this host knows
+#[utoipa::path(get, path = "/v1/machines", tag = "machines",
+    responses((status = 200, description = "All machines", body = Vec<MachineStatus>), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn machines(State(shared): App) -> Json<Vec<MachineStatus>> {
     Json(shared.supervisor.machines().await)
 }
 
+/// One machine
+#[utoipa::path(get, path = "/v1/machines/{name}", tag = "machines", params(("name" = String, Path, description = "Machine")),
+    responses((status = 200, description = "The machine", body = MachineStatus), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn machine(State(shared): App, Path(name): Path<String>) -> Answer<MachineStatus> {
     Ok(Json(shared.supervisor.known(&name_of(&name)?).await?))
 }
 
+/// Runs a machine here; the same request again changes nothing
+#[utoipa::path(put, path = "/v1/machines/{name}", tag = "machines", params(("name" = String, Path, description = "Machine")), request_body = StartRequest,
+    responses((status = 200, description = "The machine", body = MachineStatus), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn start(
     State(shared): App,
     Path(name): Path<String>,
@@ -95,15 +123,24 @@ async fn start(
     Ok(Json(shared.supervisor.start(request).await?))
 }
 
+/// Removes what is here of a machine that does not run here
+#[utoipa::path(delete, path = "/v1/machines/{name}", tag = "machines", params(("name" = String, Path, description = "Machine")),
+    responses((status = 200, description = "Removed"), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn remove(State(shared): App, Path(name): Path<String>) -> Answer<()> {
     shared.supervisor.remove(&name_of(&name)?).await?;
     Ok(Json(()))
 }
 
+/// Stops a machine; its files stay
+#[utoipa::path(post, path = "/v1/machines/{name}/stop", tag = "machines", params(("name" = String, Path, description = "Machine")),
+    responses((status = 200, description = "The machine", body = MachineStatus), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn stop(State(shared): App, Path(name): Path<String>) -> Answer<MachineStatus> {
     Ok(Json(shared.supervisor.stop(&name_of(&name)?).await?))
 }
 
+/// Saves a machine to a directory on this host; it goes on running
+#[utoipa::path(post, path = "/v1/machines/{name}/snapshot", tag = "machines", params(("name" = String, Path, description = "Machine")), request_body = SnapshotRequest,
+    responses((status = 200, description = "Saved"), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn snapshot(State(shared): App, Path(name): Path<String>, Json(request): Json<SnapshotRequest>) -> Answer<()> {
     let name = name_of(&name)?;
     if !request.directory.is_absolute() {
@@ -116,6 +153,9 @@ async fn snapshot(State(shared): App, Path(name): Path<String>, Json(request): J
     Ok(Json(()))
 }
 
+/// Prepares to receive a machine; the same move again changes nothing
+#[utoipa::path(put, path = "/v1/machines/{name}/incoming", tag = "machines", params(("name" = String, Path, description = "Machine")), request_body = IncomingRequest,
+    responses((status = 200, description = "Prepared", body = IncomingReady), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn incoming(
     State(shared): App,
     Path(name): Path<String>,
@@ -125,6 +165,9 @@ async fn incoming(
     Ok(Json(shared.supervisor.incoming(request).await?))
 }
 
+/// Moves a machine away; the same move again changes nothing
+#[utoipa::path(put, path = "/v1/machines/{name}/outgoing", tag = "machines", params(("name" = String, Path, description = "Machine")), request_body = OutgoingRequest,
+    responses((status = 200, description = "How it goes", body = MoveReport), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn outgoing(
     State(shared): App,
     Path(name): Path<String>,
@@ -134,15 +177,26 @@ async fn outgoing(
     Ok(Json(shared.supervisor.outgoing(&name_of(&name)?, request).await?))
 }
 
+/// How a move away from here goes or went
+#[utoipa::path(get, path = "/v1/machines/{name}/moves/{id}", tag = "machines", params(("name" = String, Path, description = "Machine"), ("id" = String, Path, description = "Move")),
+    responses((status = 200, description = "How it goes", body = MoveReport), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn report(State(shared): App, Path((name, id)): Path<(String, String)>) -> Answer<MoveReport> {
     Ok(Json(shared.supervisor.report(&name_of(&name)?, &move_of(&id)?).await?))
 }
 
+/// Cancels a move away from or to here; one that is deciding already can no longer be cancelled
+#[utoipa::path(delete, path = "/v1/machines/{name}/moves/{id}", tag = "machines", params(("name" = String, Path, description = "Machine"), ("id" = String, Path, description = "Move")),
+    responses((status = 200, description = "Asked to stop"), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn cancel(State(shared): App, Path((name, id)): Path<(String, String)>) -> Answer<()> {
     shared.supervisor.cancel(&name_of(&name)?, &move_of(&id)?).await?;
     Ok(Json(()))
 }
 
+/// Console output from an offset; `x-offset` tells what the first byte is
+#[utoipa::path(get, path = "/v1/machines/{name}/console", tag = "machines", params(("name" = String, Path, description = "Machine"), 
+        ("offset" = Option<u64>, Query, description = "First byte wanted; all that is kept without it"), 
+        ("follow" = Option<bool>, Query, description = "Go on with what comes, until the machine leaves or stops")),
+    responses((status = 200, description = "Bytes as the machine wrote them", content_type = "application/octet-stream", body = Vec<u8>), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn console_output(
     State(shared): App,
     Path(name): Path<String>,
@@ -154,6 +208,10 @@ async fn console_output(
     Ok((headers, Body::from_stream(stream)).into_response())
 }
 
+/// Types into the console
+#[utoipa::path(post, path = "/v1/machines/{name}/console", tag = "machines", params(("name" = String, Path, description = "Machine")), 
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 200, description = "Typed"), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn console_input(State(shared): App, Path(name): Path<String>, bytes: Bytes) -> Answer<()> {
     let name = name_of(&name)?;
     shared.supervisor.known(&name).await?;

@@ -297,7 +297,10 @@ impl Supervisor {
             None => Err(self.unknown(name)),
             Some(MachineStatus { pid: None, reason, .. }) => {
                 let reason = reason.unwrap_or_else(|| "it does not run".to_owned());
-                Err(ApiError::new(ErrorCode::NotFound, format!("Machine {name} has no process on {}: {reason}", self.host)))
+                Err(ApiError::new(
+                    ErrorCode::NotFound,
+                    format!("Machine {name} has no process on {}: {reason}", self.host),
+                ))
             }
             Some(_) => answer,
         }

@@ -42,6 +42,7 @@ pub struct Heartbeat {
 
 /// `PUT /v1/machines/{name}`: run this machine here. The same request again changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StartRequest {
     /// What to run.
     pub spec: MachineSpec,
@@ -49,6 +50,7 @@ pub struct StartRequest {
     pub epoch: Epoch,
     /// A snapshot directory on the host to start from, instead of booting.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub from: Option<PathBuf>,
 }
 
@@ -63,6 +65,7 @@ pub struct SnapshotRequest {
 
 /// `PUT /v1/machines/{name}/incoming`: be ready to receive this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct IncomingRequest {
     /// The move.
     pub move_id: MoveId,
@@ -71,18 +74,22 @@ pub struct IncomingRequest {
     /// The owner record as it must be at switch-over.
     pub record: OwnerRecord,
     /// The move's secret.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub ticket: MoveTicket,
 }
 
 /// The target process is prepared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct IncomingReady {
     /// UDP address the source must call.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub address: SocketAddr,
 }
 
 /// `PUT /v1/machines/{name}/outgoing`: move it away. The same move again changes nothing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct OutgoingRequest {
     /// The move.
     pub move_id: MoveId,
@@ -91,8 +98,10 @@ pub struct OutgoingRequest {
     /// Where to.
     pub target: HostName,
     /// UDP address of the target process.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub address: SocketAddr,
     /// The move's secret.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub ticket: MoveTicket,
     /// What the operator asked.
     pub request: MoveRequest,
@@ -100,6 +109,7 @@ pub struct OutgoingRequest {
 
 /// `GET /v1/machines/{name}/moves/{id}`: how a move away from this host goes or went.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MoveReport {
     /// The latest event.
     #[serde(default)]

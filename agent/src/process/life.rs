@@ -1,6 +1,9 @@
 //! The life of a machine process: start or receive, run, move away or stop.
 
-use super::{Launch, ProcessState, Purpose, attach, checkpoint::checkpoint, control, outgoing::Outgoing, owner::ControllerStore, snapshot};
+use super::{
+    Launch, ProcessState, Purpose, attach, checkpoint::checkpoint, control, outgoing::Outgoing, owner::ControllerStore,
+    snapshot,
+};
 use crate::directory::MachineDirectory;
 use std::{
     net::UdpSocket,
@@ -364,7 +367,10 @@ impl Life {
         let decided = |state: &&'static str| matches!(*state, "armed" | "running" | "discarded");
         match state.wait_for(decided).await.map(|state| *state) {
             Ok("discarded") => Ok(()),
-            _ => Err(ApiError::new(ErrorCode::Conflict, format!("Move {id} asks the owner record: it can no longer be cancelled"))),
+            _ => Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("Move {id} asks the owner record: it can no longer be cancelled"),
+            )),
         }
     }
 
