@@ -131,7 +131,7 @@ pub(crate) fn placement(placement: &Placement) {
 
 /// The report of a move: one line of result, then the numbers.
 pub(crate) fn operation(operation: &Operation) {
-    let Operation { id, machine, source, target, outcome, summary, .. } = operation;
+    let Operation { id, machine, source, target, outcome, summary, note, .. } = operation;
     match outcome {
         Some(MoveOutcome::Moved) => println!("{machine} moved from {source} to {target} ({id})"),
         Some(MoveOutcome::Cancelled) => println!("{id} was cancelled; {machine} runs on at {source}"),
@@ -144,6 +144,9 @@ pub(crate) fn operation(operation: &Operation) {
             println!("  reason     {reason}");
         }
         None => println!("{id}: {machine} from {source} to {target} is under way"),
+    }
+    if let Some(note) = note {
+        println!("  waiting    {note}");
     }
     if let Some(summary) = summary {
         self::summary(summary);

@@ -43,7 +43,15 @@ pub(crate) async fn follow(client: &ControllerClient, id: &MoveId, quiet: bool) 
 enum View {
     Quiet,
     Bar(ProgressBar),
-    Lines { last: Option<(MovePhase, u32, Instant)> },
+    Lines { last: Option<Line> },
+}
+
+/// The line printed last: what it was about, and when.
+struct Line {
+    phase: Option<MovePhase>,
+    round: Option<u32>,
+    note: Option<String>,
+    at: Instant,
 }
 
 impl View {
@@ -64,18 +72,23 @@ impl View {
     }
 
     fn show(&mut self, operation: &Operation) {
-        let Some(progress) = &operation.progress else { return };
-        let text = line(operation, progress);
+        let Operation { progress, note, .. } = operation;
+        if progress.is_none() && note.is_none() {
+            return;
+        }
+        let text = line(operation);
         match self {
             Self::Quiet => {}
             Self::Bar(bar) => bar.set_message(text),
             Self::Lines { last } => {
-                let due = last.is_none_or(|(phase, round, at)| {
-                    phase != progress.phase || round != progress.round || at.elapsed() > LINE_EVERY
+                let phase = progress.as_ref().map(|progress| progress.phase);
+                let round = progress.as_ref().map(|progress| progress.round);
+                let due = last.as_ref().is_none_or(|last| {
+                    last.phase != phase || last.round != round || last.note != *note || last.at.elapsed() > LINE_EVERY
                 });
                 if due {
                     eprintln!("{text}");
-                    *last = Some((progress.phase, progress.round, Instant::now()));
+                    *last = Some(Line { phase, round, note: note.clone(), at: Instant::now() });
                 }
             }
         }
@@ -88,7 +101,15 @@ impl View {
     }
 }
 
-fn line(operation: &Operation, progress: &MoveProgress) -> String {
+/// Which move, how it goes, and what it waits for.
+fn line(operation: &Operation) -> String {
+    let Operation { machine, target, progress, note, .. } = operation;
+    let doing = progress.as_ref().map_or_else(|| "preparing".to_owned(), numbers);
+    let waiting = note.as_ref().map(|note| format!("; waiting: {note}")).unwrap_or_default();
+    format!("{machine} → {target}  {doing}{waiting}")
+}
+
+fn numbers(progress: &MoveProgress) -> String {
     let MoveProgress {
         phase,
         round,
@@ -108,13 +129,57 @@ fn line(operation: &Operation, progress: &MoveProgress) -> String {
     };
     let eta = eta_ms.map_or_else(|| "?".to_owned(), |ms| format!("{:.1} s", Duration::from_millis(ms).as_secs_f64()));
     format!(
-        "{} → {}  {phase}, round {round}, sent {}, {}/s, left {}, dirtied {}/s, eta {eta}, {:.1} s",
-        operation.machine,
-        operation.target,
+        "{phase}, round {round}, sent {}, {}/s, left {}, dirtied {}/s, eta {eta}, {:.1} s",
         ByteSize(*wire_bytes),
         ByteSize(*rate_bytes_per_s),
         ByteSize(remaining_pages * 4096),
         ByteSize(dirty_pages_per_s * 4096),
         Duration::from_millis(*elapsed_ms).as_secs_f64(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operation(progress: Option<MoveProgress>, note: Option<&str>) -> Operation {
+        Operation {
+            id: MoveId::numbered(1),
+            machine: "vm1".parse().unwrap(),
+            source: "h1".parse().unwrap(),
+            target: "h2".parse().unwrap(),
+            request: vmotion_model::MoveRequest::default(),
+            created_unix_ms: 0,
+            progress,
+            outcome: None,
+            summary: None,
+            placement: None,
+            note: note.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_move_that_waits_says_for_what_even_before_its_first_numbers() {
+        let waiting = operation(None, Some("Agent at https://127.0.0.1:1 does not answer"));
+        assert_eq!(line(&waiting), "vm1 → h2  preparing; waiting: Agent at https://127.0.0.1:1 does not answer");
+    }
+
+    #[test]
+    fn a_move_that_goes_on_shows_its_numbers() {
+        let progress = MoveProgress {
+            phase: MovePhase::Copying,
+            round: 2,
+            pages: vmotion_model::PageCounts::default(),
+            wire_bytes: 3 << 20,
+            remaining_pages: 256,
+            rate_bytes_per_s: 1 << 20,
+            dirty_pages_per_s: 512,
+            eta_ms: Some(1500),
+            elapsed_ms: 2500,
+        };
+        assert_eq!(
+            line(&operation(Some(progress), None)),
+            "vm1 → h2  copying, round 2, sent 3 MiB, 1 MiB/s, left 1 MiB, dirtied 2 MiB/s, eta 1.5 s, 2.5 s"
+        );
+    }
 }
