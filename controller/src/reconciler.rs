@@ -19,7 +19,7 @@ use vmotion_api::Operation;
 use vmotion_model::{ApiError, ErrorCode, MoveId, MoveOutcome, MoveSummary};
 
 /// The source is asked how it goes this often.
-const POLL_EVERY: Duration = Duration::from_millis(100);
+const POLL_EVERY: Duration = Duration::from_millis(25);
 /// Somebody who does not answer is asked this often.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// The target is told to clean up within this time, or left to its own deadlines.

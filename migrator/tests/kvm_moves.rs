@@ -147,7 +147,8 @@ impl Bench {
         let ticket = MoveTicket::random();
         let move_id = MoveId::numbered(self.moves);
         let arriving = Arc::new(Machine::prepare(&config(&self.spec)).unwrap());
-        let flows = std::env::var("FLOWS").ok().and_then(|text| text.parse().ok()).unwrap_or(Tuning::default().flows);
+        let flows =
+            std::env::var("FLOWS").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| Tuning::default().flows);
         let tuning = Tuning { flows, ..Tuning::default() };
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();

@@ -19,7 +19,7 @@ const REPORT_WITHIN: Duration = Duration::from_secs(5);
 /// A target that is silent for so long is given up, where that is safe.
 const TARGET_PATIENCE: Duration = Duration::from_secs(30);
 /// Polls between looks at the source's process and repeated cancels.
-const LOOK_EVERY: u32 = 10;
+const LOOK_EVERY: u32 = 40;
 /// Answers in a row that must say the same before something is concluded from what is missing.
 const SURE_AFTER: u32 = 5;
 
