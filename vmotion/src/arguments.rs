@@ -15,7 +15,7 @@ Start here: `vmotion demo` shows a whole move on this machine, with nothing to c
 
 /// Live migration for KVM virtual machines.
 #[derive(Debug, Parser)]
-#[command(name = "vmotion", version, about, after_help = EXIT_CODES, infer_subcommands = false)]
+#[command(name = "vmotion", version, after_help = EXIT_CODES, infer_subcommands = false)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) global: Global,

@@ -131,7 +131,7 @@ pub(crate) fn placement(placement: &Placement) {
 
 /// The report of a move: one line of result, then the numbers.
 pub(crate) fn operation(operation: &Operation) {
-    let Operation { id, machine, source, target, outcome, summary, note, .. } = operation;
+    let Operation { id, machine, source, target, outcome, summary, progress, note, .. } = operation;
     match outcome {
         Some(MoveOutcome::Moved) => println!("{machine} moved from {source} to {target} ({id})"),
         Some(MoveOutcome::Cancelled) => println!("{id} was cancelled; {machine} runs on at {source}"),
@@ -143,7 +143,12 @@ pub(crate) fn operation(operation: &Operation) {
             println!("{id} lost its source; {machine} runs nowhere");
             println!("  reason     {reason}");
         }
-        None => println!("{id}: {machine} from {source} to {target} is under way"),
+        None => {
+            println!("{id}: {machine} from {source} to {target} is under way");
+            if let Some(progress) = progress {
+                println!("  now        {}", crate::progress::numbers(progress));
+            }
+        }
     }
     if let Some(note) = note {
         println!("  waiting    {note}");

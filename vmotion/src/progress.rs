@@ -109,7 +109,8 @@ fn line(operation: &Operation) -> String {
     format!("{machine} → {target}  {doing}{waiting}")
 }
 
-fn numbers(progress: &MoveProgress) -> String {
+/// How a move goes, on one line.
+pub(crate) fn numbers(progress: &MoveProgress) -> String {
     let MoveProgress {
         phase,
         round,
