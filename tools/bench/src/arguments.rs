@@ -17,6 +17,9 @@ pub(crate) struct Arguments {
     /// Moves of each contestant for each link and content
     #[arg(long, default_value_t = 5)]
     pub(crate) runs: usize,
+    /// How often a move is measured at most, until others leave the processors alone meanwhile
+    #[arg(long, default_value_t = 3)]
+    pub(crate) attempts: u32,
     /// The guest's memory
     #[arg(long, default_value = "1G")]
     pub(crate) memory: ByteSize,
@@ -35,7 +38,7 @@ pub(crate) struct Arguments {
     /// One run, QEMU's modes cut to the most telling: is everything in place?
     #[arg(long)]
     pub(crate) quick: bool,
-    /// Only contestants whose name contains this; repeatable
+    /// Only contestants of this name, as the tables have it; repeatable
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Vec<String>,
     /// The program to measure; by default the `vmotion` beside this one

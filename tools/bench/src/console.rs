@@ -1,7 +1,7 @@
 //! A guest seen from outside: its heartbeats by this machine's clock, at the old place and at the new.
 //!
-//! Each console has a thread of its own with raised priority: an observer that waits for a processor would see gaps that
-//! are its own.
+//! Each console has a thread of its own that runs before all ordinary work: an observer that waits for a processor would
+//! see gaps that are its own.
 
 use crate::{process::wait_for, stats};
 use anyhow::{Context as _, Result, bail};
@@ -9,6 +9,7 @@ use std::{
     io::{ErrorKind, Read as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -22,11 +23,14 @@ use vmotion_probe_guest::{ConsoleEvent, ConsoleLine, ConsoleReader};
 const READ_PATIENCE: Duration = Duration::from_millis(50);
 const CONNECT_EVERY: Duration = Duration::from_millis(2);
 const NICE_OBSERVER: i32 = -20;
+/// The lowest of the real-time priorities.
+const REAL_TIME_PRIORITY: &str = "1";
 
 #[derive(Debug, Default)]
 struct Seen {
     beats: Vec<(Instant, u8)>,
     failures: Vec<String>,
+    attached: bool,
     ready: bool,
     written: u64,
 }
@@ -51,6 +55,11 @@ impl Console {
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the console is there and nothing of it is missed any more.
+    pub(crate) fn wait_until_attached(&self, patience: Duration) -> Result<()> {
+        wait_for("console", patience, || Ok(self.seen().attached.then_some(())))
     }
 
     /// Waits until the guest has filled its working set.
@@ -82,8 +91,7 @@ impl Drop for Console {
 }
 
 fn follow(path: &PathBuf, seen: &Mutex<Seen>, stop: &AtomicBool) {
-    // Without the right to do so, the observer is as good as any other process.
-    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE_OBSERVER);
+    come_first();
     let mut stream = loop {
         match UnixStream::connect(path) {
             Ok(stream) => break stream,
@@ -94,6 +102,7 @@ fn follow(path: &PathBuf, seen: &Mutex<Seen>, stop: &AtomicBool) {
     if stream.set_read_timeout(Some(READ_PATIENCE)).is_err() {
         return;
     }
+    seen.lock().unwrap_or_else(PoisonError::into_inner).attached = true;
     let mut reader = ConsoleReader::new();
     let mut buffer = [0; 4096];
     while !stop.load(Ordering::Relaxed) {
@@ -106,6 +115,17 @@ fn follow(path: &PathBuf, seen: &Mutex<Seen>, stop: &AtomicBool) {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             Err(_) => return,
         }
+    }
+}
+
+/// Gives this thread a real-time priority: a nice value counts only within its session, where the kernel groups work.
+fn come_first() {
+    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+    let set =
+        Command::new("chrt").args(["--fifo", "--pid", REAL_TIME_PRIORITY, &thread]).stderr(Stdio::null()).status();
+    // Without it, the observer is as good as any other process.
+    if !set.is_ok_and(|status| status.success()) {
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE_OBSERVER);
     }
 }
 

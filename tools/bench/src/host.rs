@@ -33,20 +33,44 @@ pub(crate) fn missing() -> Option<String> {
     None
 }
 
-/// Busy and all ticks of all processors.
-pub(crate) fn ticks() -> Option<(u64, u64)> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
-    let numbers = stat.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace().take(8);
-    let numbers: Vec<u64> = numbers.map(str::parse).collect::<Result<_, _>>().ok()?;
-    let all: u64 = numbers.iter().sum();
-    Some((all - numbers.get(3)? - numbers.get(4)?, all))
+/// Ticks of all processors together since the start.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ticks {
+    /// Working.
+    pub(crate) busy: u64,
+    /// Wanted to work, but the hypervisor below gave the processor to others.
+    pub(crate) stolen: u64,
+    all: u64,
 }
 
-fn busy_part(window: Duration) -> Option<f64> {
-    let (busy, all) = ticks()?;
-    std::thread::sleep(window);
-    let (busy_now, all_now) = ticks()?;
-    Some(busy_now.saturating_sub(busy) as f64 / all_now.checked_sub(all).filter(|ticks| *ticks > 0)? as f64)
+impl Ticks {
+    /// As of now; nothing where /proc/stat cannot be read.
+    pub(crate) fn now() -> Self {
+        std::fs::read_to_string("/proc/stat").ok().and_then(|stat| Self::parse(&stat)).unwrap_or_default()
+    }
+
+    /// user nice system idle iowait irq softirq steal; guest time is part of user time.
+    fn parse(stat: &str) -> Option<Self> {
+        let numbers = stat.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace().take(8);
+        let numbers: Vec<u64> = numbers.map(str::parse).collect::<Result<_, _>>().ok()?;
+        let [_, _, _, idle, waiting, _, _, stolen] = numbers[..] else { return None };
+        let all: u64 = numbers.iter().sum();
+        Some(Self { busy: all - idle - waiting - stolen, stolen, all })
+    }
+
+    /// What passed since `before`.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        Self {
+            busy: self.busy.saturating_sub(before.busy),
+            stolen: self.stolen.saturating_sub(before.stolen),
+            all: self.all.saturating_sub(before.all),
+        }
+    }
+
+    /// `ticks` as a part of all.
+    pub(crate) fn part(&self, ticks: f64) -> f64 {
+        ticks / (self.all.max(1) as f64)
+    }
 }
 
 /// Waits until others leave the processors alone; gives up after a while. The part that was busy last.
@@ -54,7 +78,10 @@ pub(crate) fn wait_until_quiet() -> Result<f64> {
     let start = Instant::now();
     loop {
         process::check_interrupted()?;
-        let busy = busy_part(QUIET_WINDOW).unwrap_or(0.0);
+        let before = Ticks::now();
+        std::thread::sleep(QUIET_WINDOW);
+        let passed = Ticks::now().since(&before);
+        let busy = passed.part((passed.busy + passed.stolen) as f64);
         if busy < QUIET_BUSY_PART || start.elapsed() > QUIET_PATIENCE {
             return Ok(busy);
         }
@@ -97,4 +124,15 @@ pub(crate) fn facts() -> Vec<String> {
             .push("no hardware virtualisation (kvm-pvm): exits and page faults of a guest cost more than usual".into());
     }
     facts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn busy_idle_and_stolen_ticks_are_told_apart() {
+        let ticks = Ticks::parse("cpu  10 0 5 80 5 0 0 4 7 0\ncpu0 …").unwrap();
+        assert_eq!((ticks.busy, ticks.stolen, ticks.all), (15, 4, 104));
+    }
 }

@@ -91,12 +91,16 @@ impl Link {
         }
     }
 
-    /// A command that runs `program` at one end. `ip netns exec` becomes the program: its process id stays.
+    /// A command that runs `program` at one end, in a session of its own. `setsid` and `ip netns exec` become the
+    /// program: its process id stays.
     pub(crate) fn command(&self, side: Side, program: &str) -> Command {
-        let Self::Gigabit(Namespaces { names: [source, target] }) = self else { return Command::new(program) };
+        let mut command = Command::new("setsid");
+        let Self::Gigabit(Namespaces { names: [source, target] }) = self else {
+            command.arg(program);
+            return command;
+        };
         let name = if side == Side::Source { source } else { target };
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", name, program]);
+        command.args(["ip", "netns", "exec", name, program]);
         command
     }
 

@@ -3,7 +3,6 @@
 use anyhow::{Context as _, Result, bail};
 use std::{
     fs::File,
-    os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
@@ -68,12 +67,12 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts `command`, in a process group of its own so that Ctrl-C reaches the bench alone. What it prints goes to
-    /// `log`.
+    /// Starts `command`, whose program must begin a session of its own (see `Link::command`): Ctrl-C reaches the bench
+    /// alone. What it prints goes to `log`.
     pub(crate) fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
         let out = File::create(log).with_context(|| format!("Cannot write {}", log.display()))?;
         let errors = out.try_clone()?;
-        command.stdin(Stdio::null()).stdout(out).stderr(errors).process_group(0);
+        command.stdin(Stdio::null()).stdout(out).stderr(errors);
         let child = command.spawn().with_context(|| format!("Cannot start {name}"))?;
         Ok(Self { name: name.to_owned(), child })
     }
@@ -100,9 +99,14 @@ impl Drop for Running {
 }
 
 /// Runs `command` to its end; what it printed, or an error with what it complained of.
-pub(crate) fn output(mut command: Command) -> Result<Vec<u8>> {
+pub(crate) fn output(command: Command) -> Result<Vec<u8>> {
+    output_of(command, &[0])
+}
+
+/// The same, for a command that has more exit codes to say that it worked.
+pub(crate) fn output_of(mut command: Command, good: &[i32]) -> Result<Vec<u8>> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("Cannot run {command:?}"))?;
-    if !output.status.success() {
+    if !output.status.code().is_some_and(|code| good.contains(&code)) {
         let (said, printed) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
         bail!("{command:?} failed ({}): {}\n{}", output.status, said.trim(), printed.trim());
     }

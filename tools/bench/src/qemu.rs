@@ -6,7 +6,7 @@ use crate::{
     process::{Running, wait_for},
     qmp::Monitor,
     sample::QemuMode,
-    suite::{Guest, MOVE_PATIENCE, Movable, START_PATIENCE, Told},
+    suite::{Guest, MOVE_PATIENCE, Movable, NotMoved, START_PATIENCE, Told},
     usage::Who,
 };
 use anyhow::{Context as _, Result, bail};
@@ -80,6 +80,9 @@ impl Half {
         }
         if side == Side::Target {
             command.args(["-incoming", "defer"]);
+        } else {
+            // Until its console is watched.
+            command.arg("-S");
         }
         let log = directory.join(format!("{name}.log"));
         let mut process = Running::start(&format!("QEMU ({name})"), command, &log)?;
@@ -122,7 +125,10 @@ impl Half {
     fn wait_for_event(&mut self, what: &str, wanted: impl Fn(&Value) -> Result<bool>) -> Result<()> {
         let deadline = Instant::now() + MOVE_PATIENCE;
         loop {
-            let event = self.monitor.next_event(deadline).with_context(|| format!("No {what}"))?;
+            if Instant::now() > deadline {
+                bail!(NotMoved(format!("no {what} within {MOVE_PATIENCE:?}")));
+            }
+            let Some(event) = self.monitor.next_event(deadline)? else { continue };
             if wanted(&event)? {
                 return Ok(());
             }
@@ -135,6 +141,11 @@ impl Movable for Pair {
         [self.source.console.clone(), self.target.console.clone()]
     }
 
+    fn begin(&mut self) -> Result<()> {
+        self.source.monitor.ask("cont", json!({}))?;
+        Ok(())
+    }
+
     fn who(&self) -> Who {
         Who::Pids(vec![self.source.process.pid(), self.target.process.pid()])
     }
@@ -144,7 +155,7 @@ impl Movable for Pair {
         self.source.wait_for_event("end of the migration", |event| {
             match event.pointer("/data/status").and_then(Value::as_str) {
                 Some("completed") => Ok(true),
-                Some(bad @ ("failed" | "cancelled")) => bail!("QEMU's migration {bad}"),
+                Some(bad @ ("failed" | "cancelled")) => bail!(NotMoved(format!("QEMU's migration {bad}"))),
                 _ => Ok(false),
             }
         })?;

@@ -22,12 +22,21 @@ pub(crate) struct Section {
     pub(crate) contestants: Vec<Contestant>,
     /// By contestant.
     pub(crate) samples: Vec<Vec<Sample>>,
+    /// Moves that did not happen: which, and why.
+    pub(crate) failures: Vec<(String, String)>,
 }
 
 impl Section {
     pub(crate) fn new(link: &Link, content: Content, memory_bytes: u64, contestants: &[Contestant]) -> Self {
         let samples = contestants.iter().map(|_| Vec::new()).collect();
-        Self { link: link.name(), content, memory_bytes, contestants: contestants.to_vec(), samples }
+        Self {
+            link: link.name(),
+            content,
+            memory_bytes,
+            contestants: contestants.to_vec(),
+            samples,
+            failures: Vec::new(),
+        }
     }
 
     fn values(&self, index: usize, measure: &Measure) -> Vec<f64> {
@@ -57,7 +66,7 @@ const MEASURES: [Measure; 5] = [
 /// One line while the bench runs.
 pub(crate) fn brief(sample: &Sample) -> String {
     format!(
-        "total {:.0} ms (own {:.0}), gap {:.1} ms (own {:.1}; before p99 {:.1}, max {:.1}; copying max {:.1}), {:.0} MiB, CPU {:.2} s ({:.2} without vCPUs, host {:.2}), {} beats missing{}",
+        "total {:.0} ms (own {:.0}), gap {:.1} ms (own {:.1}; before p99 {:.1}, max {:.1}; copying max {:.1}), {:.0} MiB, CPU {:.2} s ({:.2} without vCPUs; others had {:.0} %), {} beats missing{}",
         sample.total_ms,
         sample.own_total_ms,
         sample.gap_ms,
@@ -68,7 +77,7 @@ pub(crate) fn brief(sample: &Sample) -> String {
         sample.wire_bytes / MIB,
         sample.cpu_s,
         sample.cpu_own_s,
-        sample.host_cpu_s,
+        sample.disturbed * 100.0,
         sample.beats_missing,
         sample.link_drops.map(|drops| format!(", {drops} packets dropped")).unwrap_or_default(),
     )
@@ -110,6 +119,10 @@ pub(crate) fn section(section: &Section) -> String {
             cell(&of(|sample| sample.beats_missing as f64), 0),
             cell(&dropped, 0),
         );
+    }
+    text.push('\n');
+    for (label, reason) in &section.failures {
+        let _ = writeln!(text, "- did not move: {label}: {reason}");
     }
     text.push('\n');
     text.push_str(&ratios(section));
@@ -164,6 +177,8 @@ const NOTES: &str = "\
   the kernel does in soft interrupts on behalf of others is in neither.
 - Every connection of vmotion is encrypted and authenticated; QEMU's only where it says TLS.
 - QEMU's bandwidth limit is lifted, and its downtime limit is that of ours (300 ms) unless the row says otherwise.
+- Every QEMU and every service is in a session of its own, as a machine's process of ours is, so that the kernel's grouping of
+  work by session favours nobody.
 - A `CORRUPT` line, or any other complaint of the guest, ends the bench with an error.
 ";
 
@@ -183,6 +198,14 @@ pub(crate) fn markdown(sections: &[Section], arguments: &Arguments) -> String {
     let busy = sections.iter().flat_map(|section| section.samples.iter().flatten()).map(|sample| sample.busy_before);
     let busy: Vec<f64> = busy.map(|part| part * 100.0).collect();
     let _ = writeln!(text, "- processors busy with other work before each guest was started: {} %", cell(&busy, 0));
+    let samples = sections.iter().flat_map(|section| section.samples.iter().flatten());
+    let disturbed: Vec<f64> = samples.clone().map(|sample| sample.disturbed * 100.0).collect();
+    let again: u32 = samples.map(|sample| sample.attempts - 1).sum();
+    let _ = writeln!(
+        text,
+        "- processor time that others had, or the hypervisor took, during the moves shown: {} %; {again} more moves were measured and left out for too much of it",
+        cell(&disturbed, 0)
+    );
     let _ = writeln!(
         text,
         "- the 1 Gbit/s link: two network namespaces, veth, MTU 1500, `tbf rate 1gbit burst 128kb latency {}ms` at both ends; the controller stands at the source's end",

@@ -89,10 +89,12 @@ pub(crate) struct Sample {
     pub(crate) cpu_s: f64,
     /// Without the threads that run the guest.
     pub(crate) cpu_own_s: f64,
-    /// Processor time of the whole machine.
-    pub(crate) host_cpu_s: f64,
+    /// Part of the processors that others used during the move, or the hypervisor took away.
+    pub(crate) disturbed: f64,
     /// Part of the processors that was busy just before the guest was started.
     pub(crate) busy_before: f64,
+    /// Which attempt this is; earlier ones were disturbed.
+    pub(crate) attempts: u32,
     /// What else the tool said.
     pub(crate) detail: serde_json::Value,
 }

@@ -18,7 +18,7 @@ use std::{
 /// Often enough to lose little of a process that ends, seldom enough not to weigh.
 const READ_EVERY: Duration = Duration::from_millis(20);
 /// What /proc counts in (USER_HZ), on every Linux this runs on.
-const TICKS_PER_S: f64 = 100.0;
+pub(crate) const TICKS_PER_S: f64 = 100.0;
 
 /// Whose time.
 #[derive(Debug, Clone)]
