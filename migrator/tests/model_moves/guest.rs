@@ -92,7 +92,6 @@ pub(crate) struct GuestFaults {
     pub(crate) save_fails: bool,
     pub(crate) settle_fails: bool,
     pub(crate) restore_fails: bool,
-    pub(crate) resume_fails: bool,
 }
 
 struct Memory {
@@ -463,9 +462,6 @@ impl TargetMachine for ModelTarget {
     }
 
     fn resume(&self) -> Result<(), GuestError> {
-        if self.0.fault().resume_fails {
-            return Err(failing("resume"));
-        }
         self.0.let_go();
         Ok(())
     }
