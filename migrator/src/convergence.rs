@@ -16,7 +16,7 @@ pub struct RoundReport {
     pub duration: Duration,
     /// Pages dirtied meanwhile: what remains.
     pub remaining_pages: u64,
-    /// Round-trip time of the path.
+    /// Least round-trip time of the path.
     pub rtt: Duration,
 }
 

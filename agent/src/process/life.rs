@@ -256,10 +256,10 @@ impl Life {
             self.console_begins_at(self.machine.console().offset());
         }
         if entered == "running" {
-            self.change(|state| {
-                state.state = MachineState::Running;
-                state.epoch = self.launch.epoch.next();
-            });
+            // Only in memory: the guest still stands, and must not wait for a file. It is written once it runs.
+            let mut state = lock(&self.state);
+            state.state = MachineState::Running;
+            state.epoch = self.launch.epoch.next();
         }
     }
 

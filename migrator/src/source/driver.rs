@@ -292,7 +292,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                 self.timeline.paused = Some(paused);
                 self.remaining = remaining.count();
                 self.last = Some(remaining);
-                let rtt = self.session.as_ref().map_or(Duration::ZERO, |session| session.stats.rtt());
+                let rtt = self.session.as_ref().map_or(Duration::ZERO, |session| session.stats.least_rtt());
                 self.deadline = Some(asked + self.pause_patience());
                 let spent_ms = ms_between(asked, paused);
                 Some(Event::GuestPaused { guard, spent_ms, remaining_pages: self.remaining, rtt })
@@ -313,6 +313,8 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
     /// Tells the flows whether this host waits for its processors or for the link.
     fn note_load(&mut self) {
         if let (Some(busy), Some(session)) = (self.load.are_processors_busy(), &self.session) {
+            // Looked at now and then, so that a moment without a queue is not missed.
+            let _ = session.stats.least_rtt();
             let events = session.stats.congestion_events();
             if events > self.congestion_events {
                 self.congestion_events = events;
@@ -433,7 +435,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                 let fetched = tokio::task::block_in_place(|| lock(&tracker).fetch(&mut remaining));
                 fetched.map_err(|error| error_chain(&error))?;
                 let report =
-                    RoundReport { pages: count, duration, remaining_pages: remaining.count(), rtt: stats.rtt() };
+                    RoundReport { pages: count, duration, remaining_pages: remaining.count(), rtt: stats.least_rtt() };
                 Ok::<_, String>(Message::RoundDone { report, remaining: Arc::new(remaining) })
             }
             .await;

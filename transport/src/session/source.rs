@@ -8,7 +8,10 @@ use crate::{ExpectedPeer, Identity, pages::WireCost, socket, tuning::Tuning};
 use quinn::crypto::rustls::QuicClientConfig;
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,7 @@ pub struct SourceSession {
 #[derive(Debug, Clone)]
 pub struct PathStats {
     connections: Vec<quinn::Connection>,
+    least_rtt_ns: Arc<AtomicU64>,
 }
 
 impl PathStats {
@@ -71,10 +75,15 @@ impl PathStats {
         self.connections.iter().map(|connection| connection.stats().path.congestion_events).sum()
     }
 
-    /// Round-trip time of the control connection.
+    /// Least round-trip time of any connection seen by this and earlier calls: that of a path without a queue, as it is
+    /// once the guest stands and bulk data has drained. The control connection alone is too quiet to know: its estimate is
+    /// still that of the handshake.
     #[must_use]
-    pub fn rtt(&self) -> Duration {
-        self.connections.first().map_or(Duration::ZERO, quinn::Connection::rtt)
+    pub fn least_rtt(&self) -> Duration {
+        let now = self.connections.iter().map(quinn::Connection::rtt).min().unwrap_or_default();
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let before = self.least_rtt_ns.fetch_min(now, Ordering::Relaxed);
+        Duration::from_nanos(before.min(now))
     }
 
     /// Largest UDP payload in use, in bytes.
@@ -133,7 +142,14 @@ impl SourceSession {
             connections.push(connection);
         }
         let (sender, receiver) = control::pair(&control_connection, send, receive);
-        Ok(Self { sender, receiver, flows, welcome, wire, stats: PathStats { connections } })
+        Ok(Self {
+            sender,
+            receiver,
+            flows,
+            welcome,
+            wire,
+            stats: PathStats { connections, least_rtt_ns: Arc::new(AtomicU64::new(u64::MAX)) },
+        })
     }
 }
 
