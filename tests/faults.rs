@@ -7,7 +7,7 @@
 //!
 //! `VMOTION_FAULT_POINTS` sets how many points are tried, `VMOTION_FAULT_SEED` repeats a run.
 
-#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test's panic is its report, its seed is for readers")]
 
 mod harness;
 

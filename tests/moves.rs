@@ -1,6 +1,10 @@
 //! A guest that checks itself, moved there and back again and again by the whole product.
 
-#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test's panic is its report, its numbers are for readers"
+)]
 
 mod harness;
 
@@ -17,8 +21,7 @@ async fn there_and_back(world: &World, spec: MachineSpec, moves: usize) {
     world.wait_for_console(&machine, "READY").await;
     for number in 1..=moves {
         let to = if number % 2 == 1 { "dc2" } else { "h1" };
-        let operation =
-            world.start_move(&machine, to, MoveRequest { verify: true, ..MoveRequest::default() }).await;
+        let operation = world.start_move(&machine, to, MoveRequest { verify: true, ..MoveRequest::default() }).await;
         let operation = world.wait_for_outcome(&operation, Duration::from_secs(60)).await;
         assert_eq!(operation.outcome, Some(MoveOutcome::Moved), "move {number}: {operation:?}");
         let summary = operation.summary.expect("a move whose source lived has a summary");

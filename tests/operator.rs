@@ -51,7 +51,12 @@ async fn bad_input_is_refused_by_name_before_anything_is_touched() {
     refused(&world, &["create", "vm2", "--kernel", &kernel, "--memory", "8M"], 2, &["memory 8 MiB", "16M to 1T"]);
     refused(&world, &["create", "vm2", "--kernel", &kernel, "--memory", "1000G"], 5, &["needs 1000 GiB", "free"]);
     refused(&world, &["create", "vm2", "--kernel", &kernel, "--cpus", "65"], 2, &["cpus 65", "1 to 64"]);
-    refused(&world, &["create", "vm2", "--kernel", &kernel, "--disk", "/missing", "--on", "h1"], 5, &["Disk \"/missing\""]);
+    refused(
+        &world,
+        &["create", "vm2", "--kernel", &kernel, "--disk", "/missing", "--on", "h1"],
+        5,
+        &["Disk \"/missing\""],
+    );
     refused(&world, &["create", "vm1", "--kernel", &kernel], 4, &["vm1 exists already"]);
     refused(&world, &["create", "../x", "--kernel", &kernel], 2, &["machine name \"../x\""]);
     refused(&world, &["rm", "vm1"], 4, &["running", "vmotion stop vm1"]);
@@ -85,7 +90,20 @@ async fn a_machine_lives_its_life_by_the_command_line() {
     let snapshot = world.path("snapshot").display().to_string();
     done(
         &world,
-        &["create", "vm1", "--kernel", &kernel, "--memory", "64M", "--cpus", "2", "--on", "h1", "--cmdline", "ws=8M rate=8M"],
+        &[
+            "create",
+            "vm1",
+            "--kernel",
+            &kernel,
+            "--memory",
+            "64M",
+            "--cpus",
+            "2",
+            "--on",
+            "h1",
+            "--cmdline",
+            "ws=8M rate=8M",
+        ],
     );
     world.wait_for_console(&"vm1".parse().unwrap(), "READY").await;
     let moved: serde_json::Value =

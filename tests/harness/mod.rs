@@ -81,8 +81,7 @@ impl World {
         }
         fs::write(directory.path().join("probe.elf"), vmotion_probe_guest::ELF).unwrap();
         let operator = Identity::load(&directory.path().join("operator-identity")).unwrap();
-        let controller_port =
-            std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let controller_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let client = ControllerClient::new(&format!("https://127.0.0.1:{controller_port}"), &operator).unwrap();
         let mut world = Self {
             directory,
@@ -305,8 +304,7 @@ impl Drop for World {
 
 /// The machine process of a directory, when it still is one of ours.
 pub fn process_of(directory: &Path) -> Option<u32> {
-    let state: serde_json::Value =
-        serde_json::from_slice(&fs::read(directory.join("state.json")).ok()?).ok()?;
+    let state: serde_json::Value = serde_json::from_slice(&fs::read(directory.join("state.json")).ok()?).ok()?;
     let pid = u32::try_from(state.get("pid")?.as_u64()?).ok()?;
     let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let command = String::from_utf8_lossy(&command).into_owned();
