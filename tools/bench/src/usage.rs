@@ -60,7 +60,9 @@ impl Meter {
             let mut last = first.clone();
             while !stopped.load(Ordering::Relaxed) {
                 thread::sleep(READ_EVERY);
-                last.extend(read(&who));
+                for (pid, now) in read(&who) {
+                    keep(last.entry(pid).or_default(), now);
+                }
             }
             difference(&first, &last)
         })?;
@@ -71,6 +73,12 @@ impl Meter {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap_or_default()
     }
+}
+
+/// Numbers only grow. A process that has just ended still tells its own, but its threads are gone.
+fn keep(last: &mut Reading, now: Reading) {
+    last.all = last.all.max(now.all);
+    last.vcpu = last.vcpu.max(now.vcpu);
 }
 
 fn difference(first: &HashMap<u32, Reading>, last: &HashMap<u32, Reading>) -> Usage {
@@ -138,6 +146,13 @@ mod tests {
         let (name, ticks) = parse(stat).unwrap();
         assert_eq!((name.as_str(), ticks), ("CPU 0/KVM", 78));
         assert!(runs_guest(&name) && runs_guest("vcpu1") && !runs_guest("copy-0"));
+    }
+
+    #[test]
+    fn threads_of_a_process_that_ended_still_count() {
+        let mut last = Reading { all: 10, vcpu: 4 };
+        keep(&mut last, Reading { all: 12, vcpu: 0 });
+        assert_eq!((last.all, last.vcpu), (12, 4));
     }
 
     #[test]
