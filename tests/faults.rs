@@ -216,6 +216,11 @@ impl Run {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
+        // Where a stay's log begins is written to a file just after the guest goes on.
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while !self.world.console(&self.machine).complaints().is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         assert_eq!(self.world.console(&self.machine).complaints(), Vec::<String>::new(), "{about}");
         if !alive {
             let _ = self.world.client.stop(&self.machine).await;

@@ -13,6 +13,7 @@ use crate::process::{Launch, ProcessState};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs, io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 use vmotion_model::{MachineName, MoveId};
@@ -89,7 +90,11 @@ impl MachineDirectory {
     /// Makes a place for a machine that starts or arrives: what an earlier stay left is put aside, so that console
     /// offsets of this stay begin with this log.
     pub(crate) fn prepare(&self) -> io::Result<()> {
-        fs::create_dir_all(self.path.join("moves"))?;
+        // Owner only: the launch file holds a move's ticket, the sockets give orders.
+        let mut owner_only = fs::DirBuilder::new();
+        owner_only.recursive(true).mode(0o700);
+        owner_only.create(&self.path)?;
+        owner_only.create(self.path.join("moves"))?;
         let log = self.console_log();
         if log.exists() {
             // Named by the offset of its first byte: offsets only grow, so the names sort and never clash.

@@ -208,7 +208,7 @@ impl Bench {
         let summary = source.run(|_| (), |_| (), CancellationToken::new()).await;
         let arrived = match arrival.await.unwrap() {
             TargetOutcome::Running(_) => Some(arriving),
-            TargetOutcome::Discarded(reason) => {
+            TargetOutcome::Discarded(reason) | TargetOutcome::Failed { reason, .. } => {
                 eprintln!("discarded: {reason}");
                 None
             }

@@ -229,13 +229,31 @@ impl Life {
     /// Receives the machine; the process ends when nothing came of it.
     async fn receive(self: &Arc<Self>, arrival: Arrival) {
         let entered = Arc::clone(self);
-        let outcome = arrival.target.run(move |state| entered.arrival_entered(state), self.arrival.clone()).await;
+        let entered = move |state| {
+            entered.arrival_entered(state);
+            if state == "running" {
+                // Beside the guest's going on, not before it.
+                let life = Arc::clone(&entered);
+                tokio::spawn(async move { life.save_state() });
+            }
+        };
+        let outcome = arrival.target.run(entered, self.arrival.clone()).await;
         match outcome {
             TargetOutcome::Running(record) => self.change(|state| {
                 state.state = MachineState::Running;
                 state.epoch = record.epoch;
                 state.move_id = None;
             }),
+            TargetOutcome::Failed { record, reason } => {
+                tracing::error!(%reason, "the machine is this host's, and cannot run");
+                self.change(|state| {
+                    state.state = MachineState::Failed;
+                    state.epoch = record.epoch;
+                    state.reason = Some(reason);
+                    state.move_id = None;
+                });
+                self.end.notify_one();
+            }
             TargetOutcome::Discarded(reason) => {
                 tracing::info!(%reason, "arrival discarded");
                 self.change(|state| {
@@ -256,7 +274,7 @@ impl Life {
             self.console_begins_at(self.machine.console().offset());
         }
         if entered == "running" {
-            // Only in memory: the guest still stands, and must not wait for a file. It is written once it runs.
+            // Only in memory: the guest still stands, and must not wait for a file.
             let mut state = lock(&self.state);
             state.state = MachineState::Running;
             state.epoch = self.launch.epoch.next();

@@ -44,8 +44,6 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 const PAUSE_GRACE: Duration = Duration::from_millis(500);
 /// Digests of all memory are taken inside the pause when asked for; nobody asks for a short pause then.
 const VERIFY_GRACE: Duration = Duration::from_secs(60);
-/// A path that was congested this lately is taken to set the pace still; CUBIC meets congestion every second or two.
-const CONGESTION_MEMORY: Duration = Duration::from_secs(3);
 /// First and longest wait between two questions to a store that does not answer.
 const STORE_RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -114,8 +112,8 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
             counters: Arc::default(),
             rate: RateMeter::default(),
             load: HostLoad::default(),
-            congestion_events: 0,
-            congested_until: None,
+            path_rate: RateMeter::default(),
+            path_rate_max: 0,
             remaining: 0,
             deadline: None,
             cancel,
@@ -156,8 +154,9 @@ struct Driver<M: SourceMachine, O> {
     counters: Arc<Counters>,
     rate: RateMeter,
     load: HostLoad,
-    congestion_events: u64,
-    congested_until: Option<Instant>,
+    /// Datagram bytes per second, and the most of it seen.
+    path_rate: RateMeter,
+    path_rate_max: u64,
     remaining: u64,
     /// When a pause or an unanswered offer counts as failed.
     deadline: Option<Instant>,
@@ -310,18 +309,20 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         }
     }
 
-    /// Tells the flows whether this host waits for its processors or for the link.
+    /// Tells the flows what they wait for: this host's processors, or the link and how fast that is.
     fn note_load(&mut self) {
-        if let (Some(busy), Some(session)) = (self.load.are_processors_busy(), &self.session) {
-            // Looked at now and then, so that a moment without a queue is not missed.
-            let _ = session.stats.least_rtt();
-            let events = session.stats.congestion_events();
-            if events > self.congestion_events {
-                self.congestion_events = events;
-                self.congested_until = Some(Instant::now() + CONGESTION_MEMORY);
-            }
-            let congested = self.congested_until.is_some_and(|until| Instant::now() < until);
-            session.wire.set_processors_busy(busy && !congested);
+        let busy = self.load.are_processors_busy();
+        let Some(session) = &self.session else { return };
+        // Looked at now and then, so that a moment without a queue is not missed.
+        let _ = session.stats.least_rtt();
+        if let Some(busy) = busy {
+            session.wire.set_processors_busy(busy);
+        }
+        let rate = self.path_rate.read(session.stats.udp_bytes_sent());
+        self.path_rate_max = self.path_rate_max.max(rate);
+        // Loss in the first moments is the search for the path's rate, not its limit.
+        if session.stats.congestion_events() > 0 && self.path_rate_max > 0 {
+            session.wire.set_link_rate(self.path_rate_max / u64::from(self.options.tuning.flows.max(1)));
         }
     }
 

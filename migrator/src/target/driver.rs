@@ -42,6 +42,14 @@ pub enum TargetOutcome {
     Running(OwnerRecord),
     /// Nothing ran; what was received is to be destroyed.
     Discarded(String),
+    /// The record names us, and the guest could not be let go. It runs nowhere; the source will learn from the record that
+    /// it is no longer its own.
+    Failed {
+        /// The record.
+        record: OwnerRecord,
+        /// Why it does not run.
+        reason: String,
+    },
 }
 
 /// An arrival of `machine`.
@@ -103,7 +111,10 @@ impl<M: TargetMachine, O: OwnerStore> TargetMove<M, O> {
                 Effect::Take => driver.take().await,
                 Effect::Run => match driver.run().await {
                     Ok(()) => break,
-                    Err(reason) => return TargetOutcome::Discarded(reason),
+                    Err(reason) => {
+                        let record = driver.options.expected.handed_to(&driver.options.host);
+                        return TargetOutcome::Failed { record, reason };
+                    }
                 },
                 Effect::Destroy => break,
             };

@@ -43,6 +43,8 @@ impl Codec {
 pub struct WireCost {
     ps_per_byte: AtomicU64,
     processors_busy: AtomicBool,
+    /// What the link itself costs, once it is known to set the pace; 0 before.
+    link_ps_per_byte: AtomicU64,
 }
 
 /// What encrypting and sending a byte costs when nothing but the processor limits it; measured on 2-core cloud hosts with
@@ -67,9 +69,20 @@ impl WireCost {
         self.processors_busy.store(busy, Ordering::Relaxed);
     }
 
+    /// The link was congested, and `bytes_per_s` is the most it carried for one flow: from now on that is what a byte costs.
+    /// Waiting alone would mislead: compression that works ends the waiting it was a remedy for.
+    pub fn set_link_rate(&self, bytes_per_s: u64) {
+        let cost = 1_000_000_000_000 / bytes_per_s.max(1);
+        self.link_ps_per_byte.store(cost.max(1), Ordering::Relaxed);
+    }
+
     /// Nanoseconds per byte; 0 before the first measurement.
     #[must_use]
     pub fn ns_per_byte(&self) -> f64 {
+        let link = self.link_ps_per_byte.load(Ordering::Relaxed);
+        if link > 0 {
+            return link as f64 / 1000.0;
+        }
         let waited = self.ps_per_byte.load(Ordering::Relaxed) as f64 / 1000.0;
         if self.processors_busy.load(Ordering::Relaxed) { waited.min(PROCESSOR_NS_PER_BYTE) } else { waited }
     }
@@ -194,6 +207,17 @@ mod tests {
         assert_eq!(taught().best(wire.ns_per_byte()), Codec::Zstd);
         wire.set_processors_busy(true);
         assert_eq!(taught().best(wire.ns_per_byte()), Codec::Raw);
+    }
+
+    #[test]
+    fn a_congested_link_keeps_its_cost_when_compression_has_ended_the_waiting() {
+        let wire = WireCost::default();
+        wire.set_link_rate(117_000_000);
+        wire.set_processors_busy(true);
+        for _ in 0..100 {
+            wire.record(1000, 0);
+        }
+        assert_eq!(taught().best(wire.ns_per_byte()), Codec::Zstd);
     }
 
     #[test]
