@@ -320,7 +320,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         }
         let rate = self.path_rate.read(session.stats.udp_bytes_sent());
         self.path_rate_max = self.path_rate_max.max(rate);
-        // Loss in the first moments is the search for the path's rate, not its limit.
+        // Congestion, once met, means that the path sets the pace; the most it carried is the best estimate of its rate.
         if session.stats.congestion_events() > 0 && self.path_rate_max > 0 {
             session.wire.set_link_rate(self.path_rate_max / u64::from(self.options.tuning.flows.max(1)));
         }
