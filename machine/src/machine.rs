@@ -175,6 +175,7 @@ impl Machine {
     /// [`MachineError`] says what is wrong with the host, the spec or a file; nothing is left behind.
     pub fn boot(config: &MachineConfig) -> Result<Self, MachineError> {
         let inner = build::build(config)?;
+        inner.ram.decline_huge_pages();
         build::load(&inner)?;
         *inner.phase() = Phase::Ready;
         Ok(Self { inner: Arc::new(inner) })

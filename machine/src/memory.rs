@@ -3,9 +3,10 @@
 //! Who may touch what: vCPUs and devices write at any time while the machine runs, so every safe access here is a
 //! volatile copy. `&mut [u8]` views exist only through [`Filling`], a token that keeps the machine from running.
 //!
-//! Pages are 4 KiB, and transparent huge pages are declined: dirty tracking and post-copy work page by page, KVM
-//! would have to split every huge mapping the moment a move begins (the worst moment), and a huge page touched in one
-//! place counts as 512 written ones. `Backing::Huge2m` is for those who want it otherwise.
+//! Pages are 4 KiB, and transparent huge pages are declined once a machine has its contents: dirty tracking and post-copy
+//! work page by page, and a huge page touched in one place counts as 512 written ones. Memory that is about to be filled
+//! wholly is the exception ([`GuestRam::populate`]): a huge page costs a tenth of 512 small ones there, nothing is wasted,
+//! and it may stay. `Backing::Huge2m` is for those who want huge pages everywhere.
 
 mod device_writes;
 mod fill;
@@ -25,6 +26,7 @@ use vm_memory::{Bytes, FileOffset, GuestMemoryMmap, GuestRegionMmap, MemoryRegio
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmotion_dirty_tracking::PageBitmap;
 use vmotion_model::{Backing, MemoryLayout, PAGE_SIZE};
+use vmotion_sys::memory::{AlignedMapping, HUGE_PAGE_BYTES};
 
 /// What devices access guest memory through; its bitmap records what they write.
 pub(crate) type DeviceMemory = GuestMemoryMmap<DeviceWrites>;
@@ -39,7 +41,10 @@ const STRIPES: usize = 64;
 pub struct GuestRam {
     layout: MemoryLayout,
     memfd: File,
+    backing: Backing,
+    /// Points into `mappings`, and therefore never leaves this struct other than by reference.
     regions: DeviceMemory,
+    mappings: Vec<AlignedMapping>,
     /// Keeps plain `&mut` views of [`Filling`] apart from each other and from copies made through this type.
     stripes: Vec<RwLock<()>>,
 }
@@ -66,37 +71,43 @@ impl GuestRam {
     /// Allocates (without touching) and maps memory for `layout`.
     pub(crate) fn new(layout: MemoryLayout, backing: Backing) -> Result<Self, MachineError> {
         let memfd = create_memfd(&layout, backing)?;
-        let mut regions = Vec::new();
+        let (mut regions, mut mappings) = (Vec::new(), Vec::new());
         let mut offset = 0;
         for region in layout.regions() {
+            let bytes = to_usize(region.bytes());
+            let mapping = AlignedMapping::new(&memfd, offset, bytes).map_err(MachineError::memory("map the memfd"))?;
             let file = memfd.try_clone().map_err(MachineError::memory("duplicate the memfd"))?;
-            let bitmap = DeviceWrites::new(region.pages);
-            let mapping = MmapRegionBuilder::new_with_bitmap(to_usize(region.bytes()), bitmap)
+            let builder = MmapRegionBuilder::new_with_bitmap(bytes, DeviceWrites::new(region.pages))
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-                .with_file_offset(FileOffset::new(file, offset))
+                .with_file_offset(FileOffset::new(file, offset));
+            // SAFETY: a mapping of this length, protection and kind, which lives as long as the region: both belong to the value
+            // made here, and the region is never given away.
+            let view = unsafe { builder.with_raw_mmap_pointer(mapping.address()) }
                 .build()
-                .map_err(|error| MachineError::Memory { what: "map the memfd", source: io::Error::other(error) })?;
-            if backing == Backing::Memfd {
-                // SAFETY: the mapping was just made and has this size.
-                let advised = unsafe { vmotion_sys::memory::no_huge_pages(mapping.as_ptr(), mapping.size()) };
-                if let Err(error) = advised {
-                    tracing::debug!(%error, "transparent huge pages could not be declined");
-                }
-            }
+                .map_err(|error| MachineError::Memory { what: "view the memfd", source: io::Error::other(error) })?;
             let start = vm_memory::GuestAddress(region.start.address().0);
             let wraps = || MachineError::Memory {
                 what: "place a region",
                 source: io::Error::other("it wraps around the address space"),
             };
-            let mapped = GuestRegionMmap::new(mapping, start).ok_or_else(wraps)?;
-            regions.push(mapped);
+            regions.push(GuestRegionMmap::new(view, start).ok_or_else(wraps)?);
+            mappings.push(mapping);
             offset += region.bytes();
         }
         let regions = GuestMemoryMmap::from_regions(regions)
             .map_err(|error| MachineError::Memory { what: "join the regions", source: io::Error::other(error) })?;
         let stripes = (0..STRIPES).map(|_| RwLock::new(())).collect();
-        Ok(Self { layout, memfd, regions, stripes })
+        Ok(Self { layout, memfd, backing, regions, mappings, stripes })
+    }
+
+    /// From now on new pages are small ones: the machine has its contents.
+    pub(crate) fn decline_huge_pages(&self) {
+        for mapping in self.mappings.iter().filter(|_| self.backing == Backing::Memfd) {
+            if let Err(error) = mapping.decline_huge_pages() {
+                tracing::debug!(%error, "transparent huge pages could not be declined");
+            }
+        }
     }
 
     /// The regions of guest-physical space that are RAM.
@@ -224,18 +235,27 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Allocates and maps the pages of `run` in this process, so that filling them does not fault page by page.
+    /// Allocates and maps the pages of `run` in this process, so that filling them does not fault page by page. Whole,
+    /// aligned 2 MiB become huge pages where the host has them and the machine's contents are not complete yet.
     ///
     /// # Errors
     /// [`MachineError::Memory`] when memory runs out.
     pub fn populate(&self, run: Range<u64>) -> Result<(), MachineError> {
         let run = run.start.min(self.total_pages())..run.end.min(self.total_pages());
-        for (region, offset, bytes) in self.parts(run) {
-            // SAFETY: `parts` gives offsets within the region's mapping.
-            let address = unsafe { region.as_ptr().add(to_usize(offset.0)) };
-            // SAFETY: the range is within a mapping of ours.
-            let populated = unsafe { vmotion_sys::memory::populate_write(address, bytes.len()) };
-            populated.map_err(MachineError::memory("populate guest memory"))?;
+        let mut first = 0;
+        for mapping in &self.mappings {
+            let pages = mapping.bytes() as u64 / PAGE_SIZE;
+            let here = run.start.clamp(first, first + pages) - first..run.end.clamp(first, first + pages) - first;
+            first += pages;
+            if here.is_empty() {
+                continue;
+            }
+            let bytes = to_usize(here.start * PAGE_SIZE)..to_usize(here.end * PAGE_SIZE);
+            let whole = bytes.start.is_multiple_of(HUGE_PAGE_BYTES) && bytes.end.is_multiple_of(HUGE_PAGE_BYTES);
+            if whole && self.backing == Backing::Memfd && mapping.populate_huge(bytes.clone()).is_ok() {
+                continue;
+            }
+            mapping.populate(bytes).map_err(MachineError::memory("populate guest memory"))?;
         }
         Ok(())
     }

@@ -210,6 +210,12 @@ impl<M: GuestPages + ?Sized> Worker<M> {
             if job.clear {
                 lock(&self.shared.tracker).clear(&job.pages, range.clone())?;
             }
+            if dirty == RANGE_PAGES {
+                self.encoder.announce(range.start, dirty);
+                if self.encoder.is_full() {
+                    self.flush()?;
+                }
+            }
             for index in job.pages.runs_in(range).flatten() {
                 let machine = &self.shared.machine;
                 self.encoder.push(index, &self.shared.known, |page| machine.read_page(index, page));

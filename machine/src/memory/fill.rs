@@ -59,6 +59,8 @@ impl Filling {
 
 impl Drop for Filling {
     fn drop(&mut self) {
-        self.fillers.fetch_sub(1, Ordering::SeqCst);
+        if self.fillers.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.ram.decline_huge_pages();
+        }
     }
 }

@@ -69,11 +69,11 @@ impl WireCost {
         self.processors_busy.store(busy, Ordering::Relaxed);
     }
 
-    /// The link was congested, and `bytes_per_s` is the most it carried for one flow: from now on that is what a byte costs.
-    /// Waiting alone would mislead: compression that works ends the waiting it was a remedy for.
-    pub fn set_link_rate(&self, bytes_per_s: u64) {
-        let cost = 1_000_000_000_000 / bytes_per_s.max(1);
-        self.link_ps_per_byte.store(cost.max(1), Ordering::Relaxed);
+    /// What the link carries for one flow, in bytes/s, where it is known to set the pace. Waiting alone would mislead: compression
+    /// that works ends the waiting it was a remedy for.
+    pub fn set_link_rate(&self, bytes_per_s: Option<u64>) {
+        let cost = bytes_per_s.map_or(0, |rate| (1_000_000_000_000 / rate.max(1)).max(1));
+        self.link_ps_per_byte.store(cost, Ordering::Relaxed);
     }
 
     /// Nanoseconds per byte; 0 before the first measurement.
@@ -92,7 +92,8 @@ impl WireCost {
 struct Record {
     /// Encoded bytes per guest byte.
     ratio: f64,
-    /// Nanoseconds per guest byte spent encoding.
+    /// Nanoseconds of processor time per guest byte spent encoding. Time on the clock would count what others did to the processor
+    /// meanwhile, and a codec that was tried in such a moment would be avoided for long.
     cost_ns: f64,
     tried: bool,
 }
@@ -134,7 +135,7 @@ impl CodecChooser {
         untried.unwrap_or(turn)
     }
 
-    /// What a batch of `raw_bytes` became, and how long that took.
+    /// What a batch of `raw_bytes` became, and how much processor time that took.
     pub fn record_batch(&mut self, codec: Codec, raw_bytes: usize, encoded_bytes: usize, nanoseconds: u64) {
         if raw_bytes == 0 {
             return;
@@ -212,7 +213,7 @@ mod tests {
     #[test]
     fn a_congested_link_keeps_its_cost_when_compression_has_ended_the_waiting() {
         let wire = WireCost::default();
-        wire.set_link_rate(117_000_000);
+        wire.set_link_rate(Some(117_000_000));
         wire.set_processors_busy(true);
         for _ in 0..100 {
             wire.record(1000, 0);

@@ -6,7 +6,7 @@
 
 use super::{
     chooser::Codec,
-    format::{BATCH_BYTES_MAX, HEADER_BYTES, Header, Kind, RUN_BYTES, Run},
+    format::{BATCH_BYTES_MAX, Content, HEADER_BYTES, Header, Kind, RUN_BYTES, Run},
     hash::{PAGE_BYTES, PageHasher},
 };
 
@@ -17,7 +17,8 @@ pub trait PageSink {
     /// Lends the bytes of `pages` consecutive pages from index `first`. The range was checked, except that it may cross
     /// from one region to the next, as indices run on.
     fn with_pages(&self, first: u64, pages: u64, use_bytes: &mut dyn FnMut(&mut [u8]));
-    /// Pages from `first` on are about to come, in pieces: a good time to map them all at once.
+    /// Pages from `first` on are about to come, in pieces: a good time to map them all at once. A source that is about to
+    /// send all of 2 MiB says so in one call, before any of them.
     fn expect_pages(&self, first: u64, pages: u64) {
         let _ = (first, pages);
     }
@@ -49,6 +50,12 @@ pub enum FrameError {
         pages: u64,
         /// Pages there are.
         total_pages: u64,
+    },
+    /// Too many pages announced by one run.
+    #[error("Frame announces {pages} pages in one run, more than a huge page has")]
+    Announced {
+        /// Pages announced.
+        pages: u32,
     },
     /// The runs name more pages than a batch has, or the payload does not fill them.
     #[error("Frame payload of {payload} bytes does not fit its {pages} pages")]
@@ -192,12 +199,16 @@ impl FrameDecoder {
     fn start_payload(&mut self, header: Header, sink: &dyn PageSink) -> Result<(), FrameError> {
         let mut data_pages: u64 = 0;
         for run in &self.runs {
-            self.pages += u64::from(run.pages);
-            if run.zero {
-                sink.zero_pages(run.first, u64::from(run.pages));
-            } else {
-                data_pages += u64::from(run.pages);
+            let pages = u64::from(run.pages);
+            match run.content {
+                Content::Announced => {
+                    sink.expect_pages(run.first, pages);
+                    continue;
+                }
+                Content::Zero => sink.zero_pages(run.first, pages),
+                Content::Payload => data_pages += pages,
             }
+            self.pages += pages;
         }
         let payload = header.payload_bytes as usize;
         let data_bytes = usize::try_from(data_pages).unwrap_or(usize::MAX).saturating_mul(PAGE_BYTES);
@@ -209,7 +220,7 @@ impl FrameDecoder {
         if !fits {
             return Err(FrameError::Mismatch { pages: data_pages, payload });
         }
-        for run in self.runs.iter().filter(|run| !run.zero) {
+        for run in self.runs.iter().filter(in_payload) {
             sink.expect_pages(run.first, u64::from(run.pages));
         }
         self.compressed.clear();
@@ -261,13 +272,13 @@ impl FrameDecoder {
             };
             if written == target.len() { Ok(()) } else { Err(FrameError::Damaged) }
         };
-        let mut data_runs = runs.iter().filter(|run| !run.zero);
+        let mut data_runs = runs.iter().filter(in_payload);
         if let (Some(only), None) = (data_runs.next(), data_runs.next()) {
             let mut result = Ok(());
             sink.with_pages(only.first, u64::from(only.pages), &mut |target| result = into(target));
             return result;
         }
-        let pages: usize = runs.iter().filter(|run| !run.zero).map(|run| run.pages as usize).sum();
+        let pages: usize = runs.iter().filter(in_payload).map(|run| run.pages as usize).sum();
         scratch.resize(pages * PAGE_BYTES, 0);
         into(scratch)?;
         place_bytes(runs, 0, scratch, sink);
@@ -276,7 +287,7 @@ impl FrameDecoder {
 
     fn check_digest(&mut self, header: Header, sink: &dyn PageSink) -> Result<(), FrameError> {
         self.hashes.clear();
-        for run in self.runs.iter().filter(|run| !run.zero) {
+        for run in self.runs.iter().filter(in_payload) {
             let (hasher, hashes) = (&self.hasher, &mut self.hashes);
             sink.with_pages(run.first, u64::from(run.pages), &mut |bytes| {
                 for page in bytes.chunks(PAGE_BYTES) {
@@ -292,9 +303,14 @@ impl FrameDecoder {
     }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that `filter` asks for")]
+fn in_payload(run: &&Run) -> bool {
+    run.content == Content::Payload
+}
+
 /// Copies `bytes`, which begin `offset` bytes into the concatenated data runs, to where those runs live.
 fn place_bytes(runs: &[Run], mut offset: usize, mut bytes: &[u8], sink: &dyn PageSink) {
-    for run in runs.iter().filter(|run| !run.zero) {
+    for run in runs.iter().filter(in_payload) {
         let run_bytes = run.pages as usize * PAGE_BYTES;
         if offset >= run_bytes {
             offset -= run_bytes;

@@ -5,14 +5,15 @@
 
 use super::{
     chooser::{Codec, CodecChooser, WireCost},
-    format::{BATCH_BYTES_MAX, BATCH_PAGES_MAX, HEADER_BYTES, Header, Kind, RUN_BYTES, RUNS_MAX, Run},
+    format::{
+        ANNOUNCED_PAGES_MAX, BATCH_BYTES_MAX, BATCH_PAGES_MAX, Content, HEADER_BYTES, Header, Kind, RUN_BYTES,
+        RUNS_MAX, Run,
+    },
     hash::{PAGE_BYTES, PageHasher, is_zero},
+    pool::BufferPool,
 };
 use bytes::{Bytes, BytesMut};
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 use vmotion_model::PageCounts;
 
 /// What the target holds, as one content hash a page: 8 bytes for each 4 KiB.
@@ -59,7 +60,10 @@ pub struct BatchEncoder {
     hasher: PageHasher,
     chooser: CodecChooser,
     sequence: u64,
-    pages: BytesMut,
+    pool: BufferPool,
+    /// The batch being gathered, and how much of it is filled.
+    pages: Box<[u8]>,
+    filled: usize,
     runs: Vec<Run>,
     hashes: Vec<u8>,
     compressed: Vec<u8>,
@@ -71,11 +75,14 @@ impl BatchEncoder {
     /// An encoder for one flow of the move that `hasher` belongs to.
     #[must_use]
     pub fn new(hasher: PageHasher, forced: Option<Codec>) -> Self {
+        let pool = BufferPool::default();
         Self {
             hasher,
             chooser: CodecChooser::new(forced),
             sequence: 0,
-            pages: BytesMut::with_capacity(BATCH_BYTES_MAX),
+            pages: pool.take(),
+            pool,
+            filled: 0,
             runs: Vec::with_capacity(RUNS_MAX),
             hashes: Vec::with_capacity(BATCH_PAGES_MAX * 8),
             compressed: Vec::new(),
@@ -89,23 +96,20 @@ impl BatchEncoder {
     /// The caller empties a full batch ([`Self::is_full`]) with [`Self::finish`] before the next page.
     pub fn push(&mut self, index: u64, known: &KnownPages, read: impl FnOnce(&mut [u8])) -> PageFate {
         debug_assert!(!self.is_full(), "a full batch must be finished first");
-        let start = self.pages.len();
-        self.pages.resize(start + PAGE_BYTES, 0);
-        let page = &mut self.pages[start..];
+        let page = &mut self.pages[self.filled..self.filled + PAGE_BYTES];
         read(page);
         if is_zero(page) {
-            self.pages.truncate(start);
             self.push_zero(index, known);
             return PageFate::Zero;
         }
         let hash = self.hasher.hash(page);
         if known.replace(index, hash) {
-            self.pages.truncate(start);
             self.counts.unchanged += 1;
             return PageFate::Unchanged;
         }
+        self.filled += PAGE_BYTES;
         self.hashes.extend_from_slice(&hash.to_le_bytes());
-        self.extend_runs(index, false);
+        self.extend_runs(index, Content::Payload);
         PageFate::Gathered
     }
 
@@ -113,23 +117,34 @@ impl BatchEncoder {
     pub fn push_zero(&mut self, index: u64, known: &KnownPages) {
         self.counts.zero += 1;
         if !known.replace(index, self.hasher.zero_page()) {
-            self.extend_runs(index, true);
+            self.extend_runs(index, Content::Zero);
         }
     }
 
-    fn extend_runs(&mut self, index: u64, zero: bool) {
+    /// Says that all `pages` pages from `first` on, at most 512, are about to be pushed, so that the target can make room at
+    /// once. The batch must not be full.
+    pub fn announce(&mut self, first: u64, pages: u64) {
+        debug_assert!(!self.is_full(), "a full batch must be finished first");
+        if let Some(pages) = u32::try_from(pages).ok().filter(|pages| (1..=ANNOUNCED_PAGES_MAX).contains(pages)) {
+            self.runs.push(Run { first, pages, content: Content::Announced });
+        }
+    }
+
+    fn extend_runs(&mut self, index: u64, content: Content) {
         match self.runs.last_mut() {
-            Some(run) if run.zero == zero && run.first + u64::from(run.pages) == index && run.pages < u32::MAX => {
+            Some(run)
+                if run.content == content && run.first + u64::from(run.pages) == index && run.pages < u32::MAX =>
+            {
                 run.pages += 1;
             }
-            _ => self.runs.push(Run { first: index, pages: 1, zero }),
+            _ => self.runs.push(Run { first: index, pages: 1, content }),
         }
     }
 
     /// Must the batch be finished before another page is pushed?
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.pages.len() >= BATCH_BYTES_MAX || self.runs.len() >= RUNS_MAX
+        self.filled >= BATCH_BYTES_MAX || self.runs.len() >= RUNS_MAX
     }
 
     /// The batch as a frame, in pieces to be written in order; nothing when it holds no page.
@@ -137,7 +152,7 @@ impl BatchEncoder {
         if self.runs.is_empty() {
             return None;
         }
-        let raw_bytes = self.pages.len();
+        let raw_bytes = self.filled;
         let (codec, payload) = self.encode(wire);
         let pages = (raw_bytes / PAGE_BYTES) as u64;
         match codec {
@@ -188,42 +203,50 @@ impl BatchEncoder {
     }
 
     fn encode(&mut self, wire: &WireCost) -> (Codec, Bytes) {
-        if self.pages.is_empty() {
+        if self.filled == 0 {
             return (Codec::Raw, Bytes::new());
         }
         let codec = self.chooser.next(wire.ns_per_byte());
-        let raw_bytes = self.pages.len();
-        let start = Instant::now();
+        let raw_bytes = std::mem::take(&mut self.filled);
+        let pages = &self.pages[..raw_bytes];
+        let start = processor_time();
         let compressed_bytes = match codec {
             Codec::Raw => None,
-            Codec::Lz4 => self.compress_lz4(),
-            Codec::Zstd => self.compress_zstd(),
+            Codec::Lz4 => compress_lz4(pages, &mut self.compressed),
+            Codec::Zstd => compress_zstd(&mut self.compressor, pages, &mut self.compressed),
         };
-        let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let nanoseconds = processor_time().saturating_sub(start);
         self.chooser.record_batch(codec, raw_bytes, compressed_bytes.unwrap_or(raw_bytes), nanoseconds);
         match compressed_bytes {
-            Some(bytes) if bytes < raw_bytes => {
-                let payload = Bytes::copy_from_slice(&self.compressed[..bytes]);
-                self.pages.clear();
-                (codec, payload)
-            }
+            Some(bytes) if bytes < raw_bytes => (codec, Bytes::copy_from_slice(&self.compressed[..bytes])),
             _ => {
-                let batch = std::mem::replace(&mut self.pages, BytesMut::with_capacity(BATCH_BYTES_MAX));
-                (Codec::Raw, batch.freeze())
+                let batch = std::mem::replace(&mut self.pages, self.pool.take());
+                (Codec::Raw, self.pool.freeze(batch, raw_bytes))
             }
         }
     }
+}
 
-    fn compress_lz4(&mut self) -> Option<usize> {
-        self.compressed.resize(lz4_flex::block::get_maximum_output_size(BATCH_BYTES_MAX), 0);
-        lz4_flex::block::compress_into(&self.pages, &mut self.compressed).ok()
-    }
+/// Of this thread, in nanoseconds.
+fn processor_time() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
 
-    fn compress_zstd(&mut self) -> Option<usize> {
-        self.compressed.resize(zstd::zstd_safe::compress_bound(BATCH_BYTES_MAX), 0);
-        if self.compressor.is_none() {
-            self.compressor = zstd::bulk::Compressor::new(1).ok();
-        }
-        self.compressor.as_mut()?.compress_to_buffer(&self.pages, &mut self.compressed).ok()
+fn compress_lz4(pages: &[u8], compressed: &mut Vec<u8>) -> Option<usize> {
+    compressed.resize(lz4_flex::block::get_maximum_output_size(BATCH_BYTES_MAX), 0);
+    lz4_flex::block::compress_into(pages, compressed).ok()
+}
+
+fn compress_zstd(
+    compressor: &mut Option<zstd::bulk::Compressor<'static>>,
+    pages: &[u8],
+    compressed: &mut Vec<u8>,
+) -> Option<usize> {
+    compressed.resize(zstd::zstd_safe::compress_bound(BATCH_BYTES_MAX), 0);
+    if compressor.is_none() {
+        *compressor = zstd::bulk::Compressor::new(1).ok();
     }
+    // A slice: a vector would be cut to what was written, and filled up again each time.
+    compressor.as_mut()?.compress_to_buffer(pages, &mut compressed[..]).ok()
 }

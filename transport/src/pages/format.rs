@@ -5,7 +5,8 @@
 //! | kind  | codec | runs  | payload   | sequence  | digest    | runs × 12 bytes | payload |
 //! ```
 //! Little-endian throughout. `kind` is data or mark; a mark has no runs and no payload, and carries a value for the
-//! layer above in `digest`. A run is the index of its first page (top bit: all zero) and a count.
+//! layer above in `digest`. A run is the index of its first page and a count; the index's two top bits say that its pages are all
+//! zero, or that they are only announced.
 
 use super::{chooser::Codec, decode::FrameError, hash::PAGE_BYTES};
 
@@ -15,12 +16,15 @@ pub const BATCH_PAGES_MAX: usize = 64;
 pub const BATCH_BYTES_MAX: usize = BATCH_PAGES_MAX * PAGE_BYTES;
 /// Most runs in a frame. A batch of scattered pages, and as many zero runs between them.
 pub(super) const RUNS_MAX: usize = 2 * BATCH_PAGES_MAX;
+/// Most pages announced by one run: what a huge page holds. Preparing for them is work that one frame must not multiply.
+pub(super) const ANNOUNCED_PAGES_MAX: u32 = 512;
 pub(super) const HEADER_BYTES: usize = 24;
 pub(super) const RUN_BYTES: usize = 12;
 /// Compression may expand hopeless input a little; the encoder falls back to raw, so a peer never needs more.
 pub(super) const PAYLOAD_BYTES_MAX: usize = BATCH_BYTES_MAX;
 
 const ZERO_BIT: u64 = 1 << 63;
+const ANNOUNCED_BIT: u64 = 1 << 62;
 const KIND_DATA: u8 = 1;
 const KIND_MARK: u8 = 2;
 
@@ -88,18 +92,33 @@ impl Header {
     }
 }
 
+/// What a run says of its pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    /// They are in the payload.
+    Payload,
+    /// They are all zero.
+    Zero,
+    /// They will all come soon, in this flow.
+    Announced,
+}
+
 /// Consecutive pages, by index in the layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) first: u64,
     pub(super) pages: u32,
-    pub(super) zero: bool,
+    pub(super) content: Content,
 }
 
 impl Run {
     pub(super) fn to_bytes(self) -> [u8; RUN_BYTES] {
         let mut bytes = [0; RUN_BYTES];
-        let first = if self.zero { self.first | ZERO_BIT } else { self.first };
+        let first = match self.content {
+            Content::Payload => self.first,
+            Content::Zero => self.first | ZERO_BIT,
+            Content::Announced => self.first | ANNOUNCED_BIT,
+        };
         bytes[..8].copy_from_slice(&first.to_le_bytes());
         bytes[8..].copy_from_slice(&self.pages.to_le_bytes());
         bytes
@@ -110,12 +129,22 @@ impl Run {
         let (first, pages) = bytes.split_at(8);
         let first = u64_of(first);
         let pages = u32::from_le_bytes([pages[0], pages[1], pages[2], pages[3]]);
-        let run = Self { first: first & !ZERO_BIT, pages, zero: first & ZERO_BIT != 0 };
-        let inside = run.first.checked_add(u64::from(pages)).is_some_and(|end| end <= total_pages);
+        // With both bits set, one stays: an index that no machine has.
+        let (first, content) = if first & ZERO_BIT != 0 {
+            (first & !ZERO_BIT, Content::Zero)
+        } else if first & ANNOUNCED_BIT != 0 {
+            (first & !ANNOUNCED_BIT, Content::Announced)
+        } else {
+            (first, Content::Payload)
+        };
+        let inside = first.checked_add(u64::from(pages)).is_some_and(|end| end <= total_pages);
         if pages == 0 || !inside {
-            return Err(FrameError::OutOfRange { first: run.first, pages: u64::from(pages), total_pages });
+            return Err(FrameError::OutOfRange { first, pages: u64::from(pages), total_pages });
         }
-        Ok(run)
+        if content == Content::Announced && pages > ANNOUNCED_PAGES_MAX {
+            return Err(FrameError::Announced { pages });
+        }
+        Ok(Self { first, pages, content })
     }
 }
 

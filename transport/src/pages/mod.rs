@@ -12,6 +12,7 @@ mod decode;
 mod encode;
 mod format;
 mod hash;
+mod pool;
 
 #[cfg(test)]
 mod tests;

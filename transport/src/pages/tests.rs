@@ -165,3 +165,45 @@ fn a_repeated_frame_is_refused() {
     decoder.feed(&frame, &sink, &mut |_| ()).unwrap();
     assert_eq!(decoder.feed(&frame, &sink, &mut |_| ()), Err(FrameError::Sequence { expected: 1, found: 0 }));
 }
+
+struct Expecting {
+    memory: Memory,
+    expected: RefCell<Vec<(u64, u64)>>,
+}
+
+impl PageSink for Expecting {
+    fn total_pages(&self) -> u64 {
+        self.memory.total_pages()
+    }
+    fn with_pages(&self, first: u64, pages: u64, use_bytes: &mut dyn FnMut(&mut [u8])) {
+        self.memory.with_pages(first, pages, use_bytes);
+    }
+    fn expect_pages(&self, first: u64, pages: u64) {
+        self.expected.borrow_mut().push((first, pages));
+    }
+    fn zero_pages(&self, first: u64, pages: u64) {
+        self.memory.zero_pages(first, pages);
+    }
+}
+
+#[test]
+fn announced_pages_are_expected_before_they_come_and_count_once() {
+    let sink = Expecting { memory: Memory::new(1024), expected: RefCell::default() };
+    let known = KnownPages::all_zero(1024, &hasher());
+    let mut encoder = BatchEncoder::new(hasher(), Some(Codec::Raw));
+    encoder.announce(512, 512);
+    encoder.push(512, &known, |page| page.fill(1));
+    let mut decoder = FrameDecoder::new(hasher());
+    for part in encoder.finish(&WireCost::default()).into_iter().flatten() {
+        decoder.feed(&part, &sink, &mut |_| ()).unwrap();
+    }
+    assert_eq!(*sink.expected.borrow(), [(512, 512), (512, 1)]);
+    assert_eq!(decoder.pages(), 1);
+}
+
+#[test]
+fn more_pages_announced_at_once_than_a_huge_page_has_are_refused() {
+    let run = super::format::Run { first: 0, pages: 513, content: super::format::Content::Announced };
+    let error = super::format::Run::parse(&run.to_bytes(), 1 << 20).unwrap_err();
+    assert_eq!(error, FrameError::Announced { pages: 513 });
+}
