@@ -6,10 +6,13 @@ use std::{net::IpAddr, num::NonZero, sync::Arc, time::Duration};
 /// How a session uses its path.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tuning {
-    /// Bulk connections, each with a socket and an encoding thread of its own at the source. More than one pays when one
-    /// processor's work is the limit.
+    /// Page flows: streams, each with an encoding thread at the source and a decoding task at the target. More than one pays
+    /// when compressing is the limit.
     pub flows: u8,
-    /// Bytes a flow may have in flight: twice bandwidth × round-trip time, or memory lies idle. 32 MiB fills 10 Gbit/s
+    /// Bulk connections that carry the flows, each with a socket of its own. More than one pays when one processor's encrypting
+    /// and sending is the limit.
+    pub connections: u8,
+    /// Bytes a connection may have in flight: twice bandwidth × round-trip time, or memory lies idle. 32 MiB fills 10 Gbit/s
     /// up to 12 ms, 1 Gbit/s up to 120 ms.
     pub window_bytes: u32,
     /// Largest UDP payload to look for, in bytes. Jumbo frames halve the cost of a byte where the path has them; path
@@ -22,7 +25,8 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            flows: flows_for(std::thread::available_parallelism().map_or(1, NonZero::get)),
+            flows: flows_for(processors()),
+            connections: connections_for(processors()),
             window_bytes: 32 << 20,
             mtu_max: 8952,
             silence_max: Duration::from_secs(10),
@@ -33,9 +37,18 @@ impl Default for Tuning {
 /// In bytes. Bulk data comes in bursts of a whole window; a small socket buffer would drop them.
 pub(crate) const SOCKET_BUFFER_BYTES: usize = 16 << 20;
 
-/// A flow keeps about two processors busy: one thread reads and encodes, another encrypts and sends. Measured with two
-/// processors: one flow is as fast as two and loses no packets to its neighbour.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Compressing keeps a processor busy for each flow.
 fn flows_for(processors: usize) -> u8 {
+    u8::try_from(processors).unwrap_or(u8::MAX).clamp(1, Tuning::FLOWS_MAX)
+}
+
+/// Encrypting and sending keeps less than one processor busy for each connection, reading and encoding another. Measured with two
+/// processors: one connection is as fast as two and loses no packets to its neighbour.
+fn connections_for(processors: usize) -> u8 {
     u8::try_from(processors / 2).unwrap_or(u8::MAX).clamp(1, 4)
 }
 

@@ -63,6 +63,19 @@ impl PathStats {
         self.connections.iter().map(|connection| connection.stats().udp_tx.bytes).sum()
     }
 
+    /// Those that were not lost on the way, as far as QUIC knows by now.
+    #[must_use]
+    pub fn udp_bytes_delivered(&self) -> u64 {
+        let delivered = |stats: quinn::ConnectionStats| stats.udp_tx.bytes.saturating_sub(stats.path.lost_bytes);
+        self.connections.iter().map(|connection| delivered(connection.stats())).sum()
+    }
+
+    /// Does the path stay on this machine?
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.connections.iter().all(|connection| connection.remote_address().ip().is_loopback())
+    }
+
     /// Packets QUIC declared lost.
     #[must_use]
     pub fn packets_lost(&self) -> u64 {
@@ -133,14 +146,17 @@ impl SourceSession {
 
         let wire = Arc::new(WireCost::default());
         let mut flows = Vec::new();
-        let mut connections = vec![control_connection.clone()];
+        let mut bulk = Vec::new();
         for flow in 0..welcome.flows {
-            let connection = dial(options, &config).await?;
-            let mut stream = connection.open_uni().await?;
+            let lane = usize::from(flow % options.tuning.connections.max(1));
+            if lane == bulk.len() {
+                bulk.push(dial(options, &config).await?);
+            }
+            let mut stream = bulk[lane].open_uni().await?;
             control::write_message(&mut stream, &opening(Lane::Flow(flow))).await?;
             flows.push(FlowSender::start(stream, Arc::clone(&wire)));
-            connections.push(connection);
         }
+        let connections = std::iter::once(control_connection.clone()).chain(bulk).collect();
         let (sender, receiver) = control::pair(&control_connection, send, receive);
         Ok(Self {
             sender,

@@ -128,12 +128,43 @@ async fn keep_door(
         tokio::spawn(async move {
             let from = incoming.remote_address();
             match tokio::time::timeout(OPENING_TIMEOUT, open(incoming, &expected, &ticket)).await {
-                // The receiver is gone once the session is complete; the connection is dropped then.
-                Ok(Ok(connection)) => drop(opened.send(connection).await),
+                Ok(Ok(first)) => admit(first, &ticket, &opened).await,
                 Ok(Err(reason)) => tracing::warn!(%from, %reason, "turned a connection away"),
                 Err(_) => tracing::warn!(%from, "turned a connection away: it did not open in time"),
             }
         });
+    }
+}
+
+/// Passes on what was opened, and further flows of the same connection until the session is complete.
+async fn admit(first: Opened, ticket: &MoveTicket, opened: &mpsc::Sender<Opened>) {
+    let bulk = if let Opened::Flow { connection, .. } = &first { Some(connection.clone()) } else { None };
+    // The receiver is gone once the session is complete.
+    if opened.send(first).await.is_err() {
+        return;
+    }
+    let Some(connection) = bulk else { return };
+    loop {
+        let more = tokio::select! {
+            more = open_flow(&connection, ticket) => more,
+            () = opened.closed() => return,
+        };
+        let Ok(Some(flow)) = more else { return };
+        if opened.send(flow).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The next flow on a connection whose peer is known; `None` when what it opens is something else.
+async fn open_flow(connection: &quinn::Connection, ticket: &MoveTicket) -> Result<Option<Opened>, SessionError> {
+    let mut stream = connection.accept_uni().await?;
+    match read_opening(&mut stream, ticket).await? {
+        Some(Lane::Flow(flow)) => Ok(Some(Opened::Flow { flow, connection: connection.clone(), stream })),
+        _ => {
+            connection.close(1u32.into(), b"the opening is not that of a flow");
+            Ok(None)
+        }
     }
 }
 
