@@ -4,6 +4,7 @@
 //! session is seen at once. Between pause and offer the loop itself works, against a deadline.
 
 use super::{
+    pace::Pace,
     state::{Abort, Effect, Event, Source},
     timeline::{Timeline, ms_between},
 };
@@ -12,7 +13,6 @@ use crate::{
     copy::{Copier, Counters, SharedTracker, lock},
     digest::memory_digest,
     guest::{FrozenGuest as _, PausedGuest, SourceMachine},
-    host_load::HostLoad,
     ownership::{CasOutcome, OwnerStore},
     protocol::{FINAL_MARK, TargetReport, ToSource, ToTarget},
 };
@@ -111,9 +111,7 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
             source_digest: None,
             counters: Arc::default(),
             rate: RateMeter::default(),
-            load: HostLoad::default(),
-            path_rate: RateMeter::default(),
-            path_rate_max: 0,
+            pace: Pace::default(),
             remaining: 0,
             deadline: None,
             cancel,
@@ -153,10 +151,7 @@ struct Driver<M: SourceMachine, O> {
     source_digest: Option<[u8; 16]>,
     counters: Arc<Counters>,
     rate: RateMeter,
-    load: HostLoad,
-    /// Datagram bytes per second, and the most of it seen.
-    path_rate: RateMeter,
-    path_rate_max: u64,
+    pace: Pace,
     remaining: u64,
     /// When a pause or an unanswered offer counts as failed.
     deadline: Option<Instant>,
@@ -238,7 +233,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                     Some(Event::Failed("the pause took longer than allowed".to_owned()))
                 }
                 _ = ticks.tick() => {
-                    self.note_load();
+                    self.note_pace();
                     progress(self.progress(&state));
                     None
                 }
@@ -310,20 +305,11 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
     }
 
     /// Tells the flows what they wait for: this host's processors, or the link and how fast that is.
-    fn note_load(&mut self) {
-        let busy = self.load.are_processors_busy();
+    fn note_pace(&mut self) {
         let Some(session) = &self.session else { return };
         // Looked at now and then, so that a moment without a queue is not missed.
         let _ = session.stats.least_rtt();
-        if let Some(busy) = busy {
-            session.wire.set_processors_busy(busy);
-        }
-        let rate = self.path_rate.read(session.stats.udp_bytes_sent());
-        self.path_rate_max = self.path_rate_max.max(rate);
-        // Congestion, once met, means that the path sets the pace; the most it carried is the best estimate of its rate.
-        if session.stats.congestion_events() > 0 && self.path_rate_max > 0 {
-            session.wire.set_link_rate(self.path_rate_max / u64::from(self.options.tuning.flows.max(1)));
-        }
+        self.pace.look(&session.stats, &session.wire, self.options.tuning.flows);
     }
 
     fn pause_patience(&self) -> Duration {
@@ -338,6 +324,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         let (arrived_sender, arrived) = watch::channel(0);
         tokio::spawn(listen::<M>(receiver, arrived_sender, self.events.clone()));
         self.session = Some(Open { sender, stats, copier: None, flows: Some(flows), wire, arrived });
+        self.note_pace();
     }
 
     /// Performs one effect; an event that follows at once is returned, later ones come through the inbox.

@@ -1,6 +1,7 @@
 //! The leaving side of a move.
 
 mod driver;
+mod pace;
 pub mod state;
 mod timeline;
 
