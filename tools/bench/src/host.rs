@@ -8,12 +8,26 @@ use std::{
     process::Command,
     time::{Duration, Instant},
 };
+use vmotion_sys::memory::AlignedMapping;
 
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
 /// Other work than this part of all processors is waited for.
 const QUIET_BUSY_PART: f64 = 0.35;
 const QUIET_PATIENCE: Duration = Duration::from_secs(30);
 const QUIET_WINDOW: Duration = Duration::from_millis(500);
+
+/// Has the machine below this one back as much free memory as a target will touch. Cloud machines hand free memory back (free page
+/// reporting), and whoever touches it first waits for it: 10 µs a page here, five times what everything else costs. That would
+/// measure how long ago somebody else used the memory.
+pub(crate) fn back_memory(bytes: u64) -> Result<()> {
+    let memfd = rustix::fs::memfd_create("backing", rustix::fs::MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&memfd, bytes)?;
+    let mapping = AlignedMapping::new(&fs::File::from(memfd), 0, usize::try_from(bytes)?)?;
+    if mapping.populate_huge(0..mapping.bytes()).is_err() {
+        mapping.populate(0..mapping.bytes())?;
+    }
+    Ok(())
+}
 
 /// What is missing to run anything at all, and how to get it.
 pub(crate) fn missing() -> Option<String> {

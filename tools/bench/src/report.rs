@@ -179,6 +179,8 @@ const NOTES: &str = "\
 - QEMU's bandwidth limit is lifted, and its downtime limit is that of ours (300 ms) unless the row says otherwise.
 - Every QEMU and every service is in a session of its own, as a machine's process of ours is, so that the kernel's grouping of
   work by session favours nobody.
+- Just before each move the bench touches and frees as much memory as the guest has: a cloud machine's free memory may have been
+  given back to the machine below, and the first to touch it would pay for that, whoever it is.
 - A `CORRUPT` line, or any other complaint of the guest, ends the bench with an error.
 ";
 

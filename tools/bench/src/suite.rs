@@ -207,16 +207,16 @@ fn measure(
 ) -> Result<Sample> {
     let busy_before = host::wait_until_quiet()?;
     match contestant {
-        Contestant::Ours => measure_move(&mut service.machine(guest, link)?, link, busy_before),
+        Contestant::Ours => measure_move(&mut service.machine(guest, link)?, link, guest.memory_bytes, busy_before),
         Contestant::Qemu(mode) => {
             let workplace = tempfile::Builder::new().prefix("qemu-").tempdir_in(directory)?;
             let mut pair = qemu::Pair::start(workplace.path(), mode, guest, link, service.tls_directory())?;
-            measure_move(&mut pair, link, busy_before)
+            measure_move(&mut pair, link, guest.memory_bytes, busy_before)
         }
     }
 }
 
-fn measure_move(movable: &mut impl Movable, link: &Link, busy_before: f64) -> Result<Sample> {
+fn measure_move(movable: &mut impl Movable, link: &Link, memory_bytes: u64, busy_before: f64) -> Result<Sample> {
     let [here, there] = movable.consoles();
     let source = Console::watch(&here)?;
     source.wait_until_attached(START_PATIENCE)?;
@@ -225,6 +225,7 @@ fn measure_move(movable: &mut impl Movable, link: &Link, busy_before: f64) -> Re
     let target = Console::watch(&there)?;
     let watched = Instant::now();
     sleep(WATCH_BEFORE)?;
+    host::back_memory(memory_bytes + memory_bytes / 2)?;
     let counters = link.counters()?;
     let host_before = Ticks::now();
     let meter = Meter::start(movable.who())?;
