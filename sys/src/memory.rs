@@ -176,7 +176,7 @@ mod tests {
         // SAFETY: within the mapping, and only this test uses it.
         let first = unsafe { mapping.address().read() };
         // SAFETY: the last byte of the mapping.
-        let last = unsafe { mapping.address().add(bytes - 1).read() };
+        let last = unsafe { mapping.address().wrapping_add(bytes - 1).read() };
         assert_eq!((first, last), (7, 0));
     }
 }
