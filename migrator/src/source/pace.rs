@@ -33,7 +33,9 @@ struct Reading {
 impl Pace {
     /// Looks, and tells `wire`, whose cost counts for one of `flows` flows.
     pub(super) fn look(&mut self, stats: &PathStats, wire: &WireCost, flows: u8) {
-        if let Some(busy) = self.load.are_processors_busy() {
+        let busy = self.load.are_processors_busy();
+        // A path that stays on this machine costs processor time and nothing else.
+        if let Some(busy) = stats.is_local().then_some(true).or(busy) {
             wire.set_processors_busy(busy);
         }
         let now = Reading {
