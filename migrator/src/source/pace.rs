@@ -58,8 +58,10 @@ impl Pace {
     }
 
     fn tell(&self, stats: &PathStats, wire: &WireCost, flows: u8) {
-        let unknown = !stats.is_local() && self.link.watched < UNKNOWN_FOR;
+        let unknown = self.link.watched < UNKNOWN_FOR;
         let rate = self.link.bytes_per_s.or_else(|| unknown.then_some(UNKNOWN_BYTES_PER_S));
+        // Loss on a path that stays on this machine is a full socket: processors again.
+        let rate = rate.filter(|_| !stats.is_local());
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate, positive")]
         wire.set_link_rate(rate.map(|rate| (rate / f64::from(flows.max(1))) as u64));
     }
