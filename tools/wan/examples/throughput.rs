@@ -1,9 +1,13 @@
-//! What the emulator carries on this host, and what that costs: UDP, then TCP, from a to b.
+//! What the emulator carries on this host, and what that costs: UDP datagram by datagram, UDP many at once as QUIC sends
+//! it, then TCP, from a to b.
 //!
 //! `cargo run -p vmotion-wan --example throughput [RATE [DELAY [SECONDS]]]`, as root. Sender and receiver run on the same
 //! processors; the processor time shown is that of the emulator's two threads, with the receiving network stack in it.
 
 #![expect(clippy::print_stdout, reason = "it prints what it measures")]
+
+#[path = "../tests/common/mod.rs"]
+mod common;
 
 use anyhow::{Context as _, Result};
 use std::{
@@ -21,6 +25,8 @@ const DATAGRAM: usize = 1472;
 const OVERLOAD: f64 = 1.05;
 /// Datagrams are sent in bursts this far apart.
 const TICK: Duration = Duration::from_micros(500);
+/// Datagrams sent at once.
+const TRAIN: usize = 16;
 
 fn main() -> Result<()> {
     let mut words = std::env::args().skip(1);
@@ -31,7 +37,9 @@ fn main() -> Result<()> {
     println!("{rate} with {delay:?} each way, MTU {}, {seconds} s", options.mtu);
 
     let wan = Wan::start(&options)?;
-    show("UDP", &wan, udp(&wan, rate, Duration::from_secs(seconds))?);
+    show("UDP", &wan, udp(&wan, rate, 1, Duration::from_secs(seconds))?);
+    let wan = Wan::start(&options)?;
+    show("UDP in trains", &wan, udp(&wan, rate, TRAIN, Duration::from_secs(seconds))?);
     let wan = Wan::start(&options)?;
     show("TCP", &wan, tcp(&wan, Duration::from_secs(seconds))?);
     Ok(())
@@ -44,25 +52,30 @@ struct Received {
     time: Duration,
 }
 
-fn udp(wan: &Wan, rate: BitRate, time: Duration) -> Result<Received> {
+fn udp(wan: &Wan, rate: BitRate, at_once: usize, time: Duration) -> Result<Received> {
     let receiver = wan.namespace(End::B).run(|| UdpSocket::bind((wan.address(End::B), PORT)))??;
     let sender = wan.namespace(End::A).run(|| UdpSocket::bind((wan.address(End::A), 0)))??;
+    if at_once > 1 {
+        common::send_trains(&sender, u16::try_from(DATAGRAM)?);
+        common::receive_trains(&receiver);
+    }
     sender.connect(receiver.local_addr()?)?;
     receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
     let reading = thread::spawn(move || {
-        let (mut buffer, mut received, start, mut last) = ([0; 2048], 0, Instant::now(), Duration::ZERO);
+        let (mut buffer, mut received, start, mut last) = ([0; 1 << 16], 0, Instant::now(), Duration::ZERO);
         while let Ok(bytes) = receiver.recv(&mut buffer) {
             received += bytes as u64;
             last = start.elapsed();
         }
         Received { bytes: received, time: last }
     });
+    let train = vec![0x5a; DATAGRAM * at_once];
     let (start, mut sent) = (Instant::now(), 0.0);
     while start.elapsed() < time {
         let due = start.elapsed().as_secs_f64() * rate.bits_per_s() as f64 / 8.0 * OVERLOAD;
         while sent < due {
-            sender.send(&[0x5a; DATAGRAM])?;
-            sent += 1500.0;
+            sender.send(&train)?;
+            sent += 1500.0 * at_once as f64;
         }
         thread::sleep(TICK);
     }

@@ -87,8 +87,8 @@ pub struct Counters {
     /// What the link did.
     #[serde(flatten)]
     pub link: LinkCounters,
-    /// Packets that never reached the link: the emulator was not scheduled in time and the sender's device overflowed.
-    /// Anything above 0 is loss nobody asked for.
+    /// Packets (or many handed down as one) that never reached the link: the emulator was not scheduled in time and the
+    /// sender's device overflowed. Anything above 0 is loss nobody asked for.
     pub overrun: u64,
     /// Packets delivered that the receiving device refused, because it is down or the packet is malformed.
     pub refused: u64,

@@ -13,6 +13,7 @@
 mod counters;
 mod direction;
 mod error;
+mod frame;
 mod impairments;
 mod link;
 mod namespace;

@@ -6,12 +6,13 @@ use crate::{
 };
 use rustix::{
     fs::{Mode, OFlags},
-    ioctl::{Opcode, Updater, ioctl, opcode},
+    io::Errno,
+    ioctl::{IntegerSetter, Opcode, Updater, ioctl, opcode},
 };
 use std::{
-    ffi::{c_int, c_short},
+    ffi::{c_int, c_short, c_uint},
     fs::File,
-    io,
+    io::{self, IoSlice},
     net::IpAddr,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -28,7 +29,15 @@ const QUEUE_PACKETS: &str = "10000";
 const TUNSETIFF: Opcode = opcode::write::<c_int>(b'T', 202);
 const IFF_TUN: c_short = 0x0001;
 const IFF_NO_PI: c_short = 0x1000;
+const IFF_VNET_HDR: c_short = 0x4000;
 const _: () = assert!(TUNSETIFF == 0x4004_54ca);
+
+const TUNSETOFFLOAD: Opcode = opcode::write::<c_uint>(b'T', 208);
+const TUN_F_CSUM: usize = 0x01;
+const TUN_F_TSO: usize = 0x02 | 0x04;
+/// Since Linux 6.2.
+const TUN_F_USO: usize = 0x20 | 0x40;
+const _: () = assert!(TUNSETOFFLOAD == 0x4004_54d0);
 
 /// The kernel's `struct ifreq`, as far as `TUNSETIFF` is concerned.
 #[repr(C)]
@@ -56,14 +65,16 @@ pub(crate) struct TunOptions<'a> {
     pub(crate) mtu: u16,
     pub(crate) address: IpAddr,
     pub(crate) peer: IpAddr,
+    /// Whether the host may hand down, and take, many packets in one.
+    pub(crate) offloads: bool,
 }
 
 impl Tun {
     /// Makes a device in `namespace`, with its address, up.
     pub(crate) fn create(namespace: &Namespace, options: TunOptions<'_>) -> Result<Self, WanError> {
-        let TunOptions { device, mtu, address, peer } = options;
+        let TunOptions { device, mtu, address, peer, offloads } = options;
         let (file, statistics) = namespace.run(|| {
-            let file = open(device).map_err(|failure| match failure {
+            let file = open(device, offloads).map_err(|failure| match failure {
                 Failure::Open(error) => WanError::OpenTun(error),
                 Failure::Make(error) => {
                     WanError::MakeTun { device: device.to_owned(), namespace: namespace.name().to_owned(), error }
@@ -83,18 +94,18 @@ impl Tun {
         Ok(Self { file, statistics, device: device.to_owned() })
     }
 
-    /// Takes the next packet the host sent; `None` when there is none now.
-    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    /// Takes the next frame the host sent, with what precedes it; `None` when there is none now.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<Option<usize>, Errno> {
         match rustix::io::read(&self.file, buffer) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
-    /// Has the host receive a packet.
-    pub(crate) fn write(&self, packet: &[u8]) -> io::Result<()> {
-        rustix::io::write(&self.file, packet)?;
+    /// Has the host receive packets, with what precedes them.
+    pub(crate) fn write(&self, parts: [&[u8]; 2]) -> Result<(), Errno> {
+        rustix::io::writev(&self.file, &parts.map(IoSlice::new))?;
         Ok(())
     }
 
@@ -119,10 +130,11 @@ enum Failure {
 }
 
 /// A device in the namespace of the calling thread.
-fn open(device: &str) -> Result<OwnedFd, Failure> {
+fn open(device: &str, offloads: bool) -> Result<OwnedFd, Failure> {
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::open("/dev/net/tun", flags, Mode::empty()).map_err(|error| Failure::Open(error.into()))?;
-    let mut request = InterfaceRequest { name: [0; NAME_MAX + 1], flags: IFF_TUN | IFF_NO_PI, rest: [0; 22] };
+    let mut request =
+        InterfaceRequest { name: [0; NAME_MAX + 1], flags: IFF_TUN | IFF_NO_PI | IFF_VNET_HDR, rest: [0; 22] };
     // The caller has checked the length; a longer name would be cut off, still with its final zero.
     for (to, from) in request.name[..NAME_MAX].iter_mut().zip(device.bytes()) {
         *to = from;
@@ -132,7 +144,20 @@ fn open(device: &str) -> Result<OwnedFd, Failure> {
     let set_interface = unsafe { Updater::<TUNSETIFF, InterfaceRequest>::new(&mut request) };
     // SAFETY: the request outlives the call, and `file` is a TUN device's, for which this number has this meaning alone.
     unsafe { ioctl(&file, set_interface) }.map_err(|error| Failure::Make(error.into()))?;
+    if offloads {
+        // An older kernel cuts UDP itself.
+        set_offloads(&file, TUN_F_CSUM | TUN_F_TSO | TUN_F_USO)
+            .or_else(|_| set_offloads(&file, TUN_F_CSUM | TUN_F_TSO))
+            .map_err(|error| Failure::Make(error.into()))?;
+    }
     Ok(file)
+}
+
+fn set_offloads(file: &OwnedFd, offloads: usize) -> Result<(), Errno> {
+    // SAFETY: TUNSETOFFLOAD takes flags in place of a pointer.
+    let set = unsafe { IntegerSetter::<TUNSETOFFLOAD>::new_usize(offloads) };
+    // SAFETY: `file` is a TUN device's, for which this number has this meaning alone; no memory is handed over.
+    unsafe { ioctl(file, set) }
 }
 
 /// What `/proc/net/dev` says of packets the device could not send: the twelfth number after the name.

@@ -40,6 +40,9 @@ pub struct WanOptions {
     pub device: String,
     /// Longest packet in bytes, IP header included.
     pub mtu: u16,
+    /// Whether hosts may hand down up to 64 KiB at once, to be cut into packets by the device, as they do to a real card;
+    /// packets that arrive together are then received together, too. The link treats each packet by itself either way.
+    pub offloads: bool,
     /// What chance depends on. With the same seed, the n-th packet that is not dropped by the queue is lost again.
     pub seed: u64,
 }
@@ -53,6 +56,7 @@ impl Default for WanOptions {
             addresses: [Ipv4Addr::new(10, 98, 0, 1).into(), Ipv4Addr::new(10, 98, 0, 2).into()],
             device: "wan0".to_owned(),
             mtu: 1500,
+            offloads: true,
             // The standard library's hasher has random keys.
             seed: RandomState::new().hash_one(()),
         }
@@ -142,6 +146,7 @@ impl Wan {
                 mtu: options.mtu,
                 address: options.addresses[end as usize],
                 peer: options.addresses[end.other() as usize],
+                offloads: options.offloads,
             };
             Tun::create(&namespaces[end as usize], device).map(Arc::new)
         };
@@ -229,10 +234,10 @@ impl Wan {
     /// Whether both directions still work.
     ///
     /// # Errors
-    /// [`WanError::Stopped`], once: somebody has removed a device or a namespace.
+    /// [`WanError::Stopped`]: somebody has removed a device or a namespace.
     pub fn check(&self) -> Result<(), WanError> {
         for direction in Direction::BOTH {
-            if let Some(error) = self.shared.get(direction).take_failure() {
+            if let Some(error) = self.shared.get(direction).failure() {
                 return Err(WanError::Stopped { direction, error });
             }
         }

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 use std::{
+    ffi::{c_int, c_void},
     io::ErrorKind,
     net::UdpSocket,
+    os::fd::AsRawFd as _,
     path::Path,
     sync::{
         Arc,
@@ -30,6 +32,25 @@ pub fn skipped(test: &str) -> bool {
     };
     eprintln!("SKIPPED {test}: {missing}");
     true
+}
+
+/// Has what is sent at once go down as one, to be cut into datagrams of `bytes` (`UDP_SEGMENT`).
+pub fn send_trains(socket: &UdpSocket, bytes: u16) {
+    set_udp_option(socket, libc::UDP_SEGMENT, bytes.into());
+}
+
+/// Has datagrams that arrive together be received at once (`UDP_GRO`).
+pub fn receive_trains(socket: &UdpSocket) {
+    set_udp_option(socket, libc::UDP_GRO, 1);
+}
+
+fn set_udp_option(socket: &UdpSocket, name: c_int, value: c_int) {
+    let length = libc::socklen_t::try_from(size_of::<c_int>()).unwrap();
+    // SAFETY: the kernel reads one `c_int`, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_UDP, name, (&raw const value).cast::<c_void>(), length)
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// b answers what a says, over UDP.

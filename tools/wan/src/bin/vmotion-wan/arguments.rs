@@ -44,12 +44,15 @@ pub(crate) struct Arguments {
     /// Longest packet in bytes, IP header included
     #[arg(long, value_name = "BYTES", default_value_t = 1500, help_heading = "Ends")]
     mtu: u16,
+    /// Have hosts hand down packets one by one, and receive them so: slower, but a packet capture shows each
+    #[arg(long, help_heading = "Ends")]
+    no_offloads: bool,
 
     /// The same seed loses the same packets again [default: a new one, printed]
     #[arg(long)]
     seed: Option<u64>,
     /// Print counters this often, such as 1s
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = stats_period)]
     pub(crate) stats_every: Option<Duration>,
     /// Print one JSON object a line
     #[arg(long)]
@@ -61,6 +64,9 @@ pub(crate) struct Arguments {
     #[arg(last = true)]
     pub(crate) command: Vec<OsString>,
 }
+
+/// Printing more often would be what is measured.
+const STATS_PERIOD_MIN: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Inside {
@@ -85,6 +91,7 @@ impl Arguments {
             addresses: [self.address_a, self.address_b],
             device: self.device.clone(),
             mtu: self.mtu,
+            offloads: !self.no_offloads,
             ..WanOptions::default()
         };
         WanOptions { seed: self.seed.unwrap_or(options.seed), ..options }
@@ -114,6 +121,11 @@ impl Arguments {
     }
 }
 
+fn stats_period(text: &str) -> Result<Duration, String> {
+    let period = parse_duration(text).map_err(|error| error.to_string())?;
+    if period < STATS_PERIOD_MIN { Err(format!("write at least {STATS_PERIOD_MIN:?}")) } else { Ok(period) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,6 +152,7 @@ mod tests {
             ("--b-loss 1", ["--b-loss", "1", "percent"]),
             ("--mtu 70000", ["--mtu", "70000", "0..=65535"]),
             ("--stats-every 1", ["--stats-every", "1", "unit"]),
+            ("--stats-every 1ms", ["--stats-every", "1ms", "10ms"]),
             ("--inside a", ["--inside", "COMMAND", "required"]),
         ] {
             let error = parse(line).unwrap_err().to_string();

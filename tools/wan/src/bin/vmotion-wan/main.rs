@@ -1,7 +1,6 @@
 //! A WAN between two network namespaces, from the command line. See the package's README.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, reason = "a command that prints what it does")]
 
 mod arguments;
 mod child;

@@ -1,7 +1,7 @@
 //! What is printed: for people, or one JSON object a line.
 
 use serde_json::{Value, json};
-use std::{sync::Mutex, time::Duration};
+use std::{io::Write as _, sync::Mutex, time::Duration};
 use vmotion_model::ByteSize;
 use vmotion_wan::{Counters, Direction, End, Step, Wan};
 
@@ -53,11 +53,12 @@ impl Output {
 
     fn print(&self, event: &Value, text: impl FnOnce() -> String) {
         let text = if self.json { event.to_string() } else { text() };
-        if self.to_stderr {
-            eprintln!("{text}");
+        // A reader that is gone is no reason to end the link.
+        let _ = if self.to_stderr {
+            writeln!(std::io::stderr().lock(), "{text}")
         } else {
-            println!("{text}");
-        }
+            writeln!(std::io::stdout().lock(), "{text}")
+        };
     }
 }
 

@@ -17,6 +17,7 @@ const CHECK_EVERY: Duration = Duration::from_millis(200);
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hang_up: Signal,
     user: Signal,
 }
 
@@ -26,6 +27,7 @@ impl Signals {
         Ok(Self {
             interrupt: watch(SignalKind::interrupt())?,
             terminate: watch(SignalKind::terminate())?,
+            hang_up: watch(SignalKind::hangup())?,
             user: watch(SignalKind::user_defined1())?,
         })
     }
@@ -75,19 +77,20 @@ async fn watch(
     }
     let mut check = interval(CHECK_EVERY);
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let period = arguments.stats_every.unwrap_or_default();
-    let mut stats = interval(if period.is_zero() { CHECK_EVERY } else { period });
+    let period = arguments.stats_every;
+    let mut stats = interval(period.unwrap_or(CHECK_EVERY));
     // The first tick is at once.
     stats.tick().await;
     loop {
         tokio::select! {
             _ = signals.interrupt.recv() => return Ok(()),
             _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.hang_up.recv() => return Ok(()),
             // Only the first one starts anything.
             _ = signals.user.recv() => if let Some(timeline) = waiting.take() { _player = Some(play(timeline)?) },
             () = ended(child.as_deref_mut()) => return Ok(()),
             _ = check.tick() => wan.check()?,
-            _ = stats.tick(), if !period.is_zero() => output.counters("counters", wan),
+            _ = stats.tick(), if period.is_some() => output.counters("counters", wan),
         }
     }
 }
