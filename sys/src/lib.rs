@@ -7,3 +7,4 @@ pub mod kvm;
 pub mod memory;
 pub mod signal;
 pub mod tsc;
+pub mod userfaultfd;
