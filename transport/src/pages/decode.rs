@@ -24,6 +24,18 @@ pub trait PageSink {
     }
     /// Makes pages all zero; cheaper than writing zeros where nothing was written yet.
     fn zero_pages(&self, first: u64, pages: u64);
+    /// Pages from `first` on will come only when the guest runs here already; what is there now must not be seen.
+    fn missing_pages(&self, first: u64, pages: u64) {
+        let _ = (first, pages);
+    }
+    /// Does somebody see pages as soon as they are placed? Then they are verified before, and come by [`Self::place_verified`].
+    fn is_live(&self) -> bool {
+        false
+    }
+    /// `bytes` are what the pages from `first` on hold, verified.
+    fn place_verified(&self, first: u64, bytes: &[u8]) {
+        let _ = (first, bytes);
+    }
 }
 
 /// Why a frame was refused. Any of these ends the session.
@@ -104,6 +116,8 @@ pub struct FrameDecoder {
     decompressor: Option<zstd::bulk::Decompressor<'static>>,
     sequence: u64,
     pages: u64,
+    /// The frame at hand is for memory that is in use.
+    live: bool,
 }
 
 impl FrameDecoder {
@@ -121,6 +135,7 @@ impl FrameDecoder {
             decompressor: None,
             sequence: 0,
             pages: 0,
+            live: false,
         }
     }
 
@@ -205,6 +220,10 @@ impl FrameDecoder {
                     sink.expect_pages(run.first, pages);
                     continue;
                 }
+                Content::Missing => {
+                    sink.missing_pages(run.first, pages);
+                    continue;
+                }
                 Content::Zero => sink.zero_pages(run.first, pages),
                 Content::Payload => data_pages += pages,
             }
@@ -220,7 +239,8 @@ impl FrameDecoder {
         if !fits {
             return Err(FrameError::Mismatch { pages: data_pages, payload });
         }
-        for run in self.runs.iter().filter(in_payload) {
+        self.live = sink.is_live();
+        for run in self.runs.iter().filter(in_payload).filter(|_| !self.live) {
             sink.expect_pages(run.first, u64::from(run.pages));
         }
         self.compressed.clear();
@@ -239,7 +259,7 @@ impl FrameDecoder {
         now: &[u8],
         sink: &dyn PageSink,
     ) -> Result<(), FrameError> {
-        if header.codec == Codec::Raw {
+        if header.codec == Codec::Raw && !self.live {
             place_bytes(&self.runs, received, now, sink);
         } else {
             self.compressed.extend_from_slice(now);
@@ -250,28 +270,43 @@ impl FrameDecoder {
             return Ok(());
         }
         self.stage = Stage::Header;
+        if self.live {
+            return self.place_live(header, sink);
+        }
         if header.codec != Codec::Raw {
             self.decompress(header.codec, sink)?;
         }
         self.check_digest(header, sink)
     }
 
+    /// Verifies the payload, then places it.
+    fn place_live(&mut self, header: Header, sink: &dyn PageSink) -> Result<(), FrameError> {
+        let pages: usize = self.runs.iter().filter(in_payload).map(|run| run.pages as usize).sum();
+        if header.codec == Codec::Raw {
+            std::mem::swap(&mut self.compressed, &mut self.scratch);
+        } else {
+            self.scratch.resize(pages * PAGE_BYTES, 0);
+            decompress_into(header.codec, &self.compressed, &mut self.decompressor, &mut self.scratch)?;
+        }
+        self.hashes.clear();
+        for page in self.scratch.chunks(PAGE_BYTES) {
+            self.hashes.extend_from_slice(&self.hasher.hash(page).to_le_bytes());
+        }
+        if self.hasher.hash(&self.hashes) != header.digest {
+            return Err(FrameError::Digest { sequence: header.sequence });
+        }
+        let mut rest = self.scratch.as_slice();
+        for run in self.runs.iter().filter(in_payload) {
+            let (now, more) = rest.split_at(run.pages as usize * PAGE_BYTES);
+            sink.place_verified(run.first, now);
+            rest = more;
+        }
+        Ok(())
+    }
+
     fn decompress(&mut self, codec: Codec, sink: &dyn PageSink) -> Result<(), FrameError> {
         let Self { runs, compressed, scratch, decompressor, .. } = self;
-        let mut into = |target: &mut [u8]| -> Result<(), FrameError> {
-            let written = match codec {
-                Codec::Raw => return Ok(()),
-                Codec::Lz4 => lz4_flex::block::decompress_into(compressed, target).map_err(|_| FrameError::Damaged)?,
-                Codec::Zstd => {
-                    if decompressor.is_none() {
-                        *decompressor = zstd::bulk::Decompressor::new().ok();
-                    }
-                    let decompressor = decompressor.as_mut().ok_or(FrameError::Damaged)?;
-                    decompressor.decompress_to_buffer(compressed, target).map_err(|_| FrameError::Damaged)?
-                }
-            };
-            if written == target.len() { Ok(()) } else { Err(FrameError::Damaged) }
-        };
+        let mut into = |target: &mut [u8]| decompress_into(codec, compressed, decompressor, target);
         let mut data_runs = runs.iter().filter(in_payload);
         if let (Some(only), None) = (data_runs.next(), data_runs.next()) {
             let mut result = Ok(());
@@ -295,12 +330,32 @@ impl FrameDecoder {
                 }
             });
         }
-        if self.hasher.hash(&self.hashes) == header.digest {
-            Ok(())
-        } else {
-            Err(FrameError::Digest { sequence: header.sequence })
+        if self.hasher.hash(&self.hashes) != header.digest {
+            return Err(FrameError::Digest { sequence: header.sequence });
         }
+        Ok(())
     }
+}
+
+/// Decompresses all of `compressed` into all of `target`.
+fn decompress_into(
+    codec: Codec,
+    compressed: &[u8],
+    decompressor: &mut Option<zstd::bulk::Decompressor<'static>>,
+    target: &mut [u8],
+) -> Result<(), FrameError> {
+    let written = match codec {
+        Codec::Raw => return Ok(()),
+        Codec::Lz4 => lz4_flex::block::decompress_into(compressed, target).map_err(|_| FrameError::Damaged)?,
+        Codec::Zstd => {
+            if decompressor.is_none() {
+                *decompressor = zstd::bulk::Decompressor::new().ok();
+            }
+            let decompressor = decompressor.as_mut().ok_or(FrameError::Damaged)?;
+            decompressor.decompress_to_buffer(compressed, target).map_err(|_| FrameError::Damaged)?
+        }
+    };
+    if written == target.len() { Ok(()) } else { Err(FrameError::Damaged) }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that `filter` asks for")]

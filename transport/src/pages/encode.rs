@@ -32,6 +32,13 @@ impl KnownPages {
     }
 
     /// Notes that the target is about to hold content `hash` in page `index`; true when it held that before.
+    /// Forgets what the target holds in page `index`: it will be sent whatever it is.
+    pub fn forget(&self, index: u64) {
+        if let Some(slot) = usize::try_from(index).ok().and_then(|index| self.hashes.get(index)) {
+            slot.store(0, Ordering::Relaxed);
+        }
+    }
+
     fn replace(&self, index: u64, hash: u64) -> bool {
         let slot = usize::try_from(index).ok().and_then(|index| self.hashes.get(index));
         slot.is_some_and(|slot| {
@@ -128,6 +135,12 @@ impl BatchEncoder {
         if let Some(pages) = u32::try_from(pages).ok().filter(|pages| (1..=ANNOUNCED_PAGES_MAX).contains(pages)) {
             self.runs.push(Run { first, pages, content: Content::Announced });
         }
+    }
+
+    /// Says that page `index` will come only after the guest was handed over. Like a pushed page it may fill the batch.
+    pub fn push_missing(&mut self, index: u64) {
+        debug_assert!(!self.is_full(), "a full batch must be finished first");
+        self.extend_runs(index, Content::Missing);
     }
 
     fn extend_runs(&mut self, index: u64, content: Content) {

@@ -5,8 +5,8 @@
 //! | kind  | codec | runs  | payload   | sequence  | digest    | runs × 12 bytes | payload |
 //! ```
 //! Little-endian throughout. `kind` is data or mark; a mark has no runs and no payload, and carries a value for the
-//! layer above in `digest`. A run is the index of its first page and a count; the index's two top bits say that its pages are all
-//! zero, or that they are only announced.
+//! layer above in `digest`. A run is the index of its first page and a count; the index's three top bits say that its pages are all
+//! zero, only announced, or missing.
 
 use super::{chooser::Codec, decode::FrameError, hash::PAGE_BYTES};
 
@@ -25,6 +25,7 @@ pub(super) const PAYLOAD_BYTES_MAX: usize = BATCH_BYTES_MAX;
 
 const ZERO_BIT: u64 = 1 << 63;
 const ANNOUNCED_BIT: u64 = 1 << 62;
+const MISSING_BIT: u64 = 1 << 61;
 const KIND_DATA: u8 = 1;
 const KIND_MARK: u8 = 2;
 
@@ -101,6 +102,8 @@ pub(super) enum Content {
     Zero,
     /// They will all come soon, in this flow.
     Announced,
+    /// They will come when the guest runs at the target already; what is there now is not what they hold.
+    Missing,
 }
 
 /// Consecutive pages, by index in the layout.
@@ -118,6 +121,7 @@ impl Run {
             Content::Payload => self.first,
             Content::Zero => self.first | ZERO_BIT,
             Content::Announced => self.first | ANNOUNCED_BIT,
+            Content::Missing => self.first | MISSING_BIT,
         };
         bytes[..8].copy_from_slice(&first.to_le_bytes());
         bytes[8..].copy_from_slice(&self.pages.to_le_bytes());
@@ -129,11 +133,13 @@ impl Run {
         let (first, pages) = bytes.split_at(8);
         let first = u64_of(first);
         let pages = u32::from_le_bytes([pages[0], pages[1], pages[2], pages[3]]);
-        // With both bits set, one stays: an index that no machine has.
+        // With more than one bit set, the others stay: an index that no machine has.
         let (first, content) = if first & ZERO_BIT != 0 {
             (first & !ZERO_BIT, Content::Zero)
         } else if first & ANNOUNCED_BIT != 0 {
             (first & !ANNOUNCED_BIT, Content::Announced)
+        } else if first & MISSING_BIT != 0 {
+            (first & !MISSING_BIT, Content::Missing)
         } else {
             (first, Content::Payload)
         };

@@ -110,4 +110,13 @@ impl<S: PageSink + ?Sized> PageSink for Borrowed<'_, S> {
     fn zero_pages(&self, first: u64, pages: u64) {
         self.0.zero_pages(first, pages);
     }
+    fn missing_pages(&self, first: u64, pages: u64) {
+        self.0.missing_pages(first, pages);
+    }
+    fn is_live(&self) -> bool {
+        self.0.is_live()
+    }
+    fn place_verified(&self, first: u64, bytes: &[u8]) {
+        self.0.place_verified(first, bytes);
+    }
 }

@@ -11,6 +11,9 @@ pub const WIRE_VERSION_MIN: u16 = 1;
 /// Newest wire version this build speaks.
 pub const WIRE_VERSION_MAX: u16 = 1;
 
+/// Pages may come after the hand-over, on demand.
+pub const FEATURE_POST_COPY: &str = "post-copy";
+
 /// What a source says first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -70,6 +73,8 @@ pub struct Welcome {
     pub features: BTreeSet<String>,
     /// Bulk connections to open.
     pub flows: u8,
+    /// UDP port of the target's demand lane, where memory can follow the guest.
+    pub demand_port: Option<u16>,
 }
 
 /// What kind of refusal crosses the wire.
@@ -162,7 +167,7 @@ impl TargetFacts {
             return incompatible(format!("cpu features: target lacks {}", missing.join(", ")));
         }
         let features = hello.features.intersection(&self.features).cloned().collect();
-        Ok(Welcome { version, features, flows: hello.flows.clamp(1, self.flows_max.max(1)) })
+        Ok(Welcome { version, features, flows: hello.flows.clamp(1, self.flows_max.max(1)), demand_port: None })
     }
 }
 

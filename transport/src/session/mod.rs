@@ -8,24 +8,31 @@
 //!   │ control: messages of the layer above, both ways ◀──────▶ │
 //!   │ control: state blobs, each a stream of its own ────────▶ │
 //!   │ flow k: page frames and marks ─────────────────────────▶ │
+//!   │ demand connection: page indices ◀── page frames ───────▶ │ (to a port of its own; only where memory can follow the guest)
 //! ```
 //! Control and each flow are connections of their own, so bulk loss and bulk backlog never delay control. A connection
 //! that does not show the ticket of this move within seconds is closed and forgotten; it cannot end the session.
 
 mod control;
+mod demand;
 mod flow;
 mod hello;
 mod source;
 mod target;
+mod urgent;
 
 #[cfg(test)]
 mod tests;
 
-pub use control::{ControlReceiver, ControlSender, STATE_BYTES_MAX};
+pub use control::{ControlReceiver, ControlSender, STATE_BYTES_MAX, StateReceiver};
+pub use demand::{DemandLane, DemandSender, DemandServer};
 pub use flow::{FlowReceiver, FlowSender};
-pub use hello::{Hello, TargetFacts, WIRE_VERSION_MAX, WIRE_VERSION_MIN, Welcome, WireError, WireErrorCode};
+pub use hello::{
+    FEATURE_POST_COPY, Hello, TargetFacts, WIRE_VERSION_MAX, WIRE_VERSION_MIN, Welcome, WireError, WireErrorCode,
+};
 pub use source::{ConnectOptions, PathStats, SourceSession};
 pub use target::{TargetListener, TargetSession};
+pub use urgent::Urgent;
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::SocketAddr, time::Duration};
@@ -112,6 +119,7 @@ struct Opening {
 enum Lane {
     Control,
     Flow(u8),
+    Demand,
 }
 
 /// Why a session could not be made or ended.

@@ -1,8 +1,8 @@
 //! Opening a session: the source's side.
 
 use super::{
-    ALPN, ControlReceiver, ControlSender, ESTABLISH_TIMEOUT, FlowSender, Hello, Lane, MoveTicket, Opening,
-    SessionError, Welcome, WireError, control,
+    ALPN, ControlReceiver, ControlSender, DemandServer, ESTABLISH_TIMEOUT, FEATURE_POST_COPY, FlowSender, Hello, Lane,
+    MoveTicket, Opening, SessionError, Urgent, Welcome, WireError, control,
 };
 use crate::{ExpectedPeer, Identity, pages::WireCost, socket, tuning::Tuning};
 use quinn::crypto::rustls::QuicClientConfig;
@@ -41,6 +41,8 @@ pub struct SourceSession {
     pub receiver: ControlReceiver,
     /// Bulk flows.
     pub flows: Vec<FlowSender>,
+    /// Pages on demand, where both ends can.
+    pub demand: Option<DemandServer>,
     /// What was agreed.
     pub welcome: Welcome,
     /// What a byte costs on the wire, as all flows measure it.
@@ -131,7 +133,8 @@ impl SourceSession {
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(options.tuning.toward(options.address.ip()).transport());
 
-        let control_connection = dial(options, &config).await?;
+        let dialling = Dialling { address: options.address, local: options.local, tuning: options.tuning };
+        let control_connection = dial(dialling, &config).await?;
         let (mut send, mut receive) = control_connection.open_bi().await?;
         let opening = |lane| Opening { ticket: *options.ticket.as_bytes(), lane };
         control::write_message(&mut send, &opening(Lane::Control)).await?;
@@ -150,18 +153,27 @@ impl SourceSession {
         for flow in 0..welcome.flows {
             let lane = usize::from(flow % options.tuning.connections.max(1));
             if lane == bulk.len() {
-                bulk.push(dial(options, &config).await?);
+                bulk.push(dial(dialling, &config).await?);
             }
             let mut stream = bulk[lane].open_uni().await?;
             control::write_message(&mut stream, &opening(Lane::Flow(flow))).await?;
             flows.push(FlowSender::start(stream, Arc::clone(&wire)));
         }
-        let connections = std::iter::once(control_connection.clone()).chain(bulk).collect();
+        let mut connections = vec![control_connection.clone()];
+        connections.extend(bulk);
+        let mut demand = None;
+        if let Some(port) = welcome.demand_port.filter(|_| welcome.features.contains(FEATURE_POST_COPY)) {
+            let dialling = Dialling { address: SocketAddr::new(options.address.ip(), port), ..dialling };
+            let (connection, server) = open_demand_lane(dialling, config, opening(Lane::Demand)).await?;
+            demand = Some(server);
+            connections.push(connection);
+        }
         let (sender, receiver) = control::pair(&control_connection, send, receive);
         Ok(Self {
             sender,
             receiver,
             flows,
+            demand,
             welcome,
             wire,
             stats: PathStats { connections, least_rtt_ns: Arc::new(AtomicU64::new(u64::MAX)) },
@@ -169,24 +181,50 @@ impl SourceSession {
     }
 }
 
+/// The demand lane lives on a thread of its own from its first packet on.
+async fn open_demand_lane(
+    dialling: Dialling,
+    config: quinn::ClientConfig,
+    opening: Opening,
+) -> Result<(quinn::Connection, DemandServer), SessionError> {
+    let urgent = Urgent::start()?;
+    let opened = urgent.handle().spawn(async move {
+        let connection = dial(dialling, &config).await?;
+        let (mut send, receive) = connection.open_bi().await?;
+        control::write_message(&mut send, &opening).await?;
+        Ok::<_, SessionError>((connection, send, receive))
+    });
+    let (connection, send, receive) = opened.await.map_err(|error| SessionError::Lost(error.to_string()))??;
+    Ok((connection, DemandServer::new(send, receive, urgent)))
+}
+
+/// Where to connect to and from.
+#[derive(Debug, Clone, Copy)]
+struct Dialling {
+    address: SocketAddr,
+    local: Option<IpAddr>,
+    tuning: Tuning,
+}
+
 /// One connection on a socket of its own, so that flows do not share an endpoint's lock and send queue.
-async fn dial(options: &ConnectOptions<'_>, config: &quinn::ClientConfig) -> Result<quinn::Connection, SessionError> {
-    let any = match options.address {
+async fn dial(dialling: Dialling, config: &quinn::ClientConfig) -> Result<quinn::Connection, SessionError> {
+    let Dialling { address, local, tuning } = dialling;
+    let any = match address {
         SocketAddr::V4(_) => IpAddr::from([0; 4]),
         SocketAddr::V6(_) => IpAddr::from([0; 16]),
     };
-    let socket = UdpSocket::bind((options.local.unwrap_or(any), 0))?;
+    let socket = UdpSocket::bind((local.unwrap_or(any), 0))?;
     let mut endpoint = quinn::Endpoint::new_with_abstract_socket(
-        options.tuning.toward(options.address.ip()).endpoint(),
+        tuning.toward(address.ip()).endpoint(),
         None,
         socket::wrap(socket)?,
         Arc::new(quinn::TokioRuntime),
     )?;
     endpoint.set_default_client_config(config.clone());
-    let failed = |reason: String| SessionError::Connect { address: options.address, reason };
+    let failed = |reason: String| SessionError::Connect { address, reason };
     // The name is not used: the peer is known by its principal. SNI must hold something that looks like a host name.
     endpoint
-        .connect(options.address, "vmotion")
+        .connect(address, "vmotion")
         .map_err(|error| failed(error.to_string()))?
         .await
         .map_err(|error| failed(error.to_string()))

@@ -1,8 +1,8 @@
 //! Accepting a session: the target's side.
 
 use super::{
-    ALPN, ControlReceiver, ControlSender, FlowReceiver, Hello, Lane, MoveTicket, OPENING_TIMEOUT, Opening,
-    SessionError, TargetFacts, Welcome, WireError, control,
+    ALPN, ControlReceiver, ControlSender, DemandLane, DemandSender, FEATURE_POST_COPY, FlowReceiver, Hello, Lane,
+    MoveTicket, OPENING_TIMEOUT, Opening, SessionError, TargetFacts, Urgent, Welcome, WireError, control,
 };
 use crate::{ExpectedPeer, Identity, Principal, socket, tuning::Tuning};
 use quinn::crypto::rustls::QuicServerConfig;
@@ -21,8 +21,19 @@ const PENDING_MAX: usize = 16;
 #[derive(Debug)]
 pub struct TargetListener {
     endpoint: quinn::Endpoint,
+    config: quinn::ServerConfig,
+    tuning: Tuning,
+    demand: Option<DemandDoor>,
     expected: ExpectedPeer,
     ticket: MoveTicket,
+}
+
+/// Where the demand lane arrives: a socket and a thread of its own.
+#[derive(Debug)]
+struct DemandDoor {
+    endpoint: quinn::Endpoint,
+    port: u16,
+    urgent: Urgent,
 }
 
 /// An open session at the target.
@@ -33,11 +44,15 @@ pub struct TargetSession {
     receiver: Option<ControlReceiver>,
     /// Bulk flows.
     pub flows: Vec<FlowReceiver>,
+    /// Pages on demand, where both ends can.
+    pub demand: Option<DemandLane>,
+    /// What was agreed.
+    pub welcome: Welcome,
     /// What the source said of itself.
     pub hello: Hello,
     connections: Vec<quinn::Connection>,
-    // Kept so that its socket lives as long as the session.
-    endpoint: quinn::Endpoint,
+    // Kept so that their sockets live as long as the session.
+    endpoints: Vec<quinn::Endpoint>,
 }
 
 impl TargetSession {
@@ -51,7 +66,9 @@ impl TargetSession {
         for connection in &self.connections {
             connection.close(0u32.into(), reason.as_bytes());
         }
-        self.endpoint.close(0u32.into(), reason.as_bytes());
+        for endpoint in &self.endpoints {
+            endpoint.close(0u32.into(), reason.as_bytes());
+        }
     }
 }
 
@@ -59,6 +76,7 @@ impl TargetSession {
 enum Opened {
     Control { connection: quinn::Connection, send: quinn::SendStream, receive: quinn::RecvStream },
     Flow { flow: u8, connection: quinn::Connection, stream: quinn::RecvStream },
+    Demand { connection: quinn::Connection, send: quinn::SendStream, receive: quinn::RecvStream },
 }
 
 impl TargetListener {
@@ -82,11 +100,32 @@ impl TargetListener {
         config.max_incoming(PENDING_MAX);
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
             tuning.endpoint(),
-            Some(config),
+            Some(config.clone()),
             socket::wrap(socket)?,
             Arc::new(quinn::TokioRuntime),
         )?;
-        Ok(Self { endpoint, expected, ticket })
+        Ok(Self { endpoint, config, tuning, demand: None, expected, ticket })
+    }
+
+    /// Takes demanded pages on `socket`. Without this, memory cannot follow a guest here.
+    ///
+    /// # Errors
+    /// [`SessionError::Socket`] when socket or thread cannot be had.
+    pub fn with_demand_lane(mut self, socket: UdpSocket) -> Result<Self, SessionError> {
+        let port = socket.local_addr()?.port();
+        let urgent = Urgent::start()?;
+        let endpoint = {
+            // The endpoint's work is spawned where it is made.
+            let _on_its_thread = urgent.handle().enter();
+            quinn::Endpoint::new_with_abstract_socket(
+                self.tuning.endpoint(),
+                Some(self.config.clone()),
+                socket::wrap(socket)?,
+                Arc::new(quinn::TokioRuntime),
+            )?
+        };
+        self.demand = Some(DemandDoor { endpoint, port, urgent });
+        Ok(self)
     }
 
     /// The address it listens on.
@@ -103,16 +142,29 @@ impl TargetListener {
     /// # Errors
     /// [`SessionError::Timeout`]; or [`SessionError::Refused`] with the reason the last source was given.
     pub async fn accept(self, facts: &TargetFacts, patience: Duration) -> Result<TargetSession, SessionError> {
+        let Self { endpoint, demand, expected, ticket, .. } = self;
         let (opened_sender, mut opened) = mpsc::channel(PENDING_MAX);
-        let door =
-            tokio::spawn(keep_door(self.endpoint.clone(), self.expected.clone(), self.ticket.clone(), opened_sender));
-        let result = tokio::time::timeout(patience, gather(&mut opened, facts)).await;
-        door.abort();
-        let Gathered { connection, send, receive, hello, flows, mut connections } =
+        let keep = |endpoint: &quinn::Endpoint| {
+            keep_door(endpoint.clone(), expected.clone(), ticket.clone(), opened_sender.clone())
+        };
+        let mut doors = vec![tokio::spawn(keep(&endpoint))];
+        doors.extend(demand.as_ref().map(|door| door.urgent.handle().spawn(keep(&door.endpoint))));
+        drop(opened_sender);
+        let port = demand.as_ref().map(|door| door.port);
+        let result = tokio::time::timeout(patience, gather(&mut opened, facts, port)).await;
+        doors.iter().for_each(tokio::task::JoinHandle::abort);
+        let Gathered { connection, send, receive, hello, welcome, flows, demand: lane, mut connections } =
             result.unwrap_or(Err(SessionError::Timeout(patience)))?;
+        let mut demand_endpoint = None;
+        let demand = lane.zip(demand).map(|((sender, receiver), DemandDoor { endpoint, urgent, .. })| {
+            demand_endpoint = Some(endpoint);
+            DemandLane { sender, receiver, urgent }
+        });
         connections.push(connection.clone());
         let (sender, receiver) = control::pair(&connection, send, receive);
-        Ok(TargetSession { sender, receiver: Some(receiver), flows, hello, connections, endpoint: self.endpoint })
+        let endpoints = std::iter::once(endpoint).chain(demand_endpoint).collect();
+        let receiver = Some(receiver);
+        Ok(TargetSession { sender, receiver, flows, demand, welcome, hello, connections, endpoints })
     }
 }
 
@@ -181,12 +233,18 @@ async fn open(incoming: quinn::Incoming, expected: &ExpectedPeer, ticket: &MoveT
     if !principal.as_ref().is_some_and(|principal| expected.accepts(principal)) {
         return refuse("the certificate is not that of this move's source");
     }
-    // The source speaks first on exactly one stream: bidirectional for control, unidirectional for a flow.
+    // The source speaks first on exactly one stream: bidirectional for control and demands, unidirectional for flows.
     let (lane, opened) = tokio::select! {
         stream = connection.accept_bi() => {
             let (send, mut receive) = stream?;
             let lane = read_opening(&mut receive, ticket).await?;
-            (lane, Opened::Control { connection: connection.clone(), send, receive })
+            let connection = connection.clone();
+            let opened = if lane == Some(Lane::Demand) {
+                Opened::Demand { connection, send, receive }
+            } else {
+                Opened::Control { connection, send, receive }
+            };
+            (lane, opened)
         }
         stream = connection.accept_uni() => {
             let mut stream = stream?;
@@ -196,7 +254,9 @@ async fn open(incoming: quinn::Incoming, expected: &ExpectedPeer, ticket: &MoveT
         }
     };
     match (lane, &opened) {
-        (Some(Lane::Control), Opened::Control { .. }) | (Some(Lane::Flow(_)), Opened::Flow { .. }) => Ok(opened),
+        (Some(Lane::Control), Opened::Control { .. })
+        | (Some(Lane::Flow(_)), Opened::Flow { .. })
+        | (Some(Lane::Demand), Opened::Demand { .. }) => Ok(opened),
         (None, _) => refuse("the ticket is not that of this move"),
         _ => refuse("the opening does not fit its stream"),
     }
@@ -213,19 +273,25 @@ struct Gathered {
     send: quinn::SendStream,
     receive: quinn::RecvStream,
     hello: Hello,
+    welcome: Welcome,
     flows: Vec<FlowReceiver>,
+    demand: Option<(DemandSender, FlowReceiver)>,
     connections: Vec<quinn::Connection>,
 }
 
-/// First the control connection with a hello we accept, then every flow that was agreed.
-async fn gather(opened: &mut mpsc::Receiver<Opened>, facts: &TargetFacts) -> Result<Gathered, SessionError> {
+/// First the control connection with a hello we accept, then every flow that was agreed, and the demand lane.
+async fn gather(
+    opened: &mut mpsc::Receiver<Opened>,
+    facts: &TargetFacts,
+    demand_port: Option<u16>,
+) -> Result<Gathered, SessionError> {
     let gone = || SessionError::Lost("the listening socket closed".to_owned());
-    let mut early: Vec<(u8, quinn::Connection, quinn::RecvStream)> = Vec::new();
+    let mut early: Vec<Opened> = Vec::new();
     let (connection, send, receive, hello, welcome) = loop {
         match opened.recv().await.ok_or_else(gone)? {
-            Opened::Flow { flow, connection, stream } => early.push((flow, connection, stream)),
+            bulk @ (Opened::Flow { .. } | Opened::Demand { .. }) => early.push(bulk),
             Opened::Control { connection, mut send, mut receive } => {
-                let Some((hello, answer)) = greet(&mut receive, facts).await else { continue };
+                let Some((hello, answer)) = greet(&mut receive, facts, demand_port).await else { continue };
                 if control::write_message(&mut send, &answer).await.is_err() {
                     continue;
                 }
@@ -240,31 +306,50 @@ async fn gather(opened: &mut mpsc::Receiver<Opened>, facts: &TargetFacts) -> Res
             }
         }
     };
-    let mut slots: Vec<Option<(quinn::Connection, quinn::RecvStream)>> = (0..welcome.flows).map(|_| None).collect();
+    let mut slots: Vec<Option<FlowReceiver>> = (0..welcome.flows).map(|_| None).collect();
+    let on_demand = welcome.features.contains(FEATURE_POST_COPY);
+    let (mut demand, mut connections) = (None, Vec::new());
     loop {
-        for (flow, connection, stream) in early.drain(..) {
-            if let Some(slot) = slots.get_mut(usize::from(flow)).filter(|slot| slot.is_none()) {
-                *slot = Some((connection, stream));
+        for bulk in early.drain(..) {
+            match bulk {
+                Opened::Flow { flow, connection, stream } => {
+                    if let Some(slot) = slots.get_mut(usize::from(flow)).filter(|slot| slot.is_none()) {
+                        *slot = Some(FlowReceiver { stream });
+                        connections.push(connection);
+                    }
+                }
+                Opened::Demand { connection, send, receive } if on_demand && demand.is_none() => {
+                    demand = Some((DemandSender { stream: send }, FlowReceiver { stream: receive }));
+                    connections.push(connection);
+                }
+                Opened::Demand { .. } | Opened::Control { .. } => {}
             }
         }
-        if slots.iter().all(Option::is_some) {
+        if slots.iter().all(Option::is_some) && demand.is_some() == on_demand {
             break;
         }
-        if let Opened::Flow { flow, connection, stream } = opened.recv().await.ok_or_else(gone)? {
-            early.push((flow, connection, stream));
-        }
+        early.push(opened.recv().await.ok_or_else(gone)?);
     }
-    let (connections, flows) =
-        slots.into_iter().flatten().map(|(connection, stream)| (connection, FlowReceiver { stream })).unzip();
-    Ok(Gathered { connection, send, receive, hello, flows, connections })
+    let flows = slots.into_iter().flatten().collect();
+    Ok(Gathered { connection, send, receive, hello, welcome, flows, demand, connections })
 }
 
 /// Reads a hello and answers it; `None` when the peer is not worth an answer.
-async fn greet(receive: &mut quinn::RecvStream, facts: &TargetFacts) -> Option<(Hello, Result<Welcome, WireError>)> {
+async fn greet(
+    receive: &mut quinn::RecvStream,
+    facts: &TargetFacts,
+    demand_port: Option<u16>,
+) -> Option<(Hello, Result<Welcome, WireError>)> {
     let hello: Hello = match tokio::time::timeout(OPENING_TIMEOUT, control::read_message(receive)).await {
         Ok(Ok(Some(hello))) => hello,
         _ => return None,
     };
-    let answer = facts.negotiate(&hello);
+    let answer = facts.negotiate(&hello).map(|mut welcome| {
+        if demand_port.is_none() {
+            welcome.features.remove(FEATURE_POST_COPY);
+        }
+        let demand_port = demand_port.filter(|_| welcome.features.contains(FEATURE_POST_COPY));
+        Welcome { demand_port, ..welcome }
+    });
     Some((hello, answer))
 }
