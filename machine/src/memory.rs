@@ -143,6 +143,12 @@ impl GuestRam {
         })
     }
 
+    /// Where the guest's memory is mapped in this process: host address and page indices of each region, ascending. The bytes of page
+    /// `index` are at `index * PAGE_SIZE` of [`Self::memfd`].
+    pub fn mapped_at(&self) -> impl Iterator<Item = (usize, Range<u64>)> + '_ {
+        self.mappings().map(|(address, pages, _)| (address.addr(), pages))
+    }
+
     fn check(&self, first: u64, pages: u64, bytes: usize) -> Result<Range<u64>, OutsideRam> {
         let total = self.total_pages();
         let outside = OutsideRam { first, end: first.saturating_add(pages), total };
