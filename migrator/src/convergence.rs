@@ -43,6 +43,8 @@ pub struct Convergence {
     /// Pages per ms, the best estimate of what the path and both ends carry.
     pages_per_ms: Option<f64>,
     remaining_before: Option<u64>,
+    /// Rounds in a row that did not pay. One may be bad luck.
+    unpaying_rounds: u32,
     stalled_rounds: u32,
     least_remaining: f64,
     predicted_total_ms: Option<f64>,
@@ -57,6 +59,8 @@ const NEGLIGIBLE_MS: f64 = 0.5;
 /// as the path carries shrinks slowly but surely: with 0.8 it was paused for 290 ms on 1 Gbit/s, with 0.95 for 20 ms, in the
 /// same total time.
 const PAYING_RATIO: f64 = 0.95;
+/// So many rounds in a row that do not pay are the floor.
+const UNPAYING_ROUNDS: u32 = 2;
 /// What remains must fall below this part of the least seen, or the round brought nothing.
 const PROGRESS_RATIO: f64 = 0.97;
 /// Rounds without progress and outside the limit before giving up.
@@ -74,6 +78,7 @@ impl Convergence {
             rounds: 0,
             pages_per_ms: None,
             remaining_before: None,
+            unpaying_rounds: 0,
             stalled_rounds: 0,
             least_remaining: f64::INFINITY,
             predicted_total_ms: None,
@@ -119,7 +124,9 @@ impl Convergence {
         let before = self.remaining_before.replace(round.remaining_pages);
         let copying_ms = self.pages_per_ms.map_or(0.0, |rate| round.remaining_pages as f64 / rate);
         let pays = before.is_none_or(|before| (round.remaining_pages as f64) < before as f64 * PAYING_RATIO);
-        if predicted_ms <= self.downtime_ms_max && (!pays || copying_ms < NEGLIGIBLE_MS) {
+        self.unpaying_rounds = if pays { 0 } else { self.unpaying_rounds + 1 };
+        let floor = self.unpaying_rounds >= UNPAYING_ROUNDS || copying_ms < NEGLIGIBLE_MS;
+        if predicted_ms <= self.downtime_ms_max && floor {
             return Decision::SwitchOver { predicted_ms };
         }
         let progresses = (round.remaining_pages as f64) < self.least_remaining * PROGRESS_RATIO;

@@ -6,8 +6,12 @@
 //! A page always belongs to the same flow, so its versions arrive in the order they were sent. Dirty bits of a range are
 //! cleared just before its pages are read: a write after the read is reported again, a write before it is in the copy.
 
-use crate::guest::GuestPages;
+use crate::{
+    guest::GuestPages,
+    owed::{OwedPages, PushPace, PushWindow},
+};
 use std::{
+    ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -26,6 +30,11 @@ use vmotion_transport::{
 
 /// Pages in the unit of work: 2 MiB, the size of a huge page and of a home shard.
 const RANGE_PAGES: u64 = 512;
+
+/// Marks of pushed ranges count from here; rounds stay below.
+pub(crate) const PUSH_MARKS: u64 = 1 << 32;
+/// How often a worker that waits looks whether it is to stop.
+const STOP_CHECK: Duration = Duration::from_millis(100);
 
 /// A tracker that the workers share. Held for one clearing ioctl at a time.
 pub(crate) type SharedTracker = Arc<Mutex<Box<dyn DirtyTracker>>>;
@@ -86,17 +95,35 @@ struct Shared<M: ?Sized> {
     wire: Arc<WireCost>,
     counters: Arc<Counters>,
     stop: AtomicBool,
+    /// The round at work is to end where it is.
+    cut_short: AtomicBool,
     flows: u64,
     /// Bytes per second for one flow; 0 for no limit.
     flow_bandwidth: u64,
     machine: Arc<M>,
 }
 
+/// What a worker does with the pages of its ranges.
+#[derive(Debug, Clone)]
+pub(crate) enum Task {
+    /// Send them while the guest runs: clear dirty bits before reading.
+    Copy(Arc<PageBitmap>),
+    /// Send them; the guest stands still.
+    CopyLast(Arc<PageBitmap>),
+    /// Say that they are missing.
+    Declare(Arc<PageBitmap>),
+    /// Send what is owed of all memory, near the last demand first, `ahead` batches ahead of the target at most.
+    Push {
+        owed: Arc<OwedPages>,
+        /// One for each flow.
+        windows: Arc<[PushWindow]>,
+        ahead: u64,
+    },
+}
+
 /// One round for one worker.
 struct Job {
-    pages: Arc<PageBitmap>,
-    /// Clear dirty bits before reading: while the guest runs.
-    clear: bool,
+    task: Task,
     mark: u64,
     done: oneshot::Sender<Result<(), CopyError>>,
 }
@@ -133,6 +160,7 @@ impl<M: GuestPages + ?Sized + 'static> Copier<M> {
             wire,
             counters: Arc::new(Counters::default()),
             stop: AtomicBool::new(false),
+            cut_short: AtomicBool::new(false),
             flows: count,
             flow_bandwidth: bandwidth_max.map_or(0, |bandwidth| (bandwidth / count.max(1)).max(1)),
             machine,
@@ -157,23 +185,40 @@ impl<M: GuestPages + ?Sized + 'static> Copier<M> {
         &self.shared.counters
     }
 
-    /// Sends `pages`, then `mark` on every flow; returns when everything was handed to the transport.
+    /// Performs `task`, then sends `mark` on every flow; returns when everything was handed to the transport.
     ///
     /// # Errors
     /// [`CopyError`] of the first worker that failed.
-    pub(crate) async fn copy(&self, pages: Arc<PageBitmap>, clear: bool, mark: u64) -> Result<(), CopyError> {
+    pub(crate) async fn perform(&self, task: Task, mark: u64) -> Result<(), CopyError> {
         self.shared.counters.done.store(0, Ordering::Relaxed);
+        self.shared.cut_short.store(false, Ordering::Relaxed);
         let mut waiting = Vec::new();
         for worker in &self.jobs {
             let (done, answer) = oneshot::channel();
-            let job = Job { pages: Arc::clone(&pages), clear, mark, done };
-            worker.send(job).map_err(|_| CopyError::Stopped)?;
+            worker.send(Job { task: task.clone(), mark, done }).map_err(|_| CopyError::Stopped)?;
             waiting.push(answer);
         }
         for answer in waiting {
             answer.await.map_err(|_| CopyError::Stopped)??;
         }
         Ok(())
+    }
+
+    /// The frame of page `index`, if it is still owed; encoded by `encoder`, which belongs to the demand lane.
+    pub(crate) fn answer(&self, index: u64, owed: &OwedPages, encoder: &mut BatchEncoder) -> Option<[bytes::Bytes; 2]> {
+        if !owed.take(index) {
+            return None;
+        }
+        self.shared.known.forget(index);
+        encoder.push(index, &self.shared.known, |page| self.shared.machine.read_page(index, page));
+        let frame = encoder.finish(&self.shared.wire);
+        self.shared.counters.add(&encoder.take_counts());
+        frame
+    }
+
+    /// Ends the round at work early, in good order: what was not read stays dirty.
+    pub(crate) fn cut_short(&self) {
+        self.shared.cut_short.store(true, Ordering::Relaxed);
     }
 }
 
@@ -199,35 +244,128 @@ impl<M: GuestPages + ?Sized> Worker<M> {
     }
 
     fn round(&mut self, job: &Job) -> Result<(), CopyError> {
-        let total = job.pages.pages();
-        let ranges = total.div_ceil(RANGE_PAGES);
-        for range in (self.number..ranges).step_by(usize::try_from(self.shared.flows).unwrap_or(1)) {
-            let range = range * RANGE_PAGES..((range + 1) * RANGE_PAGES).min(total);
-            let dirty = job.pages.count_range(range.clone());
-            if dirty == 0 {
-                continue;
-            }
-            if job.clear {
-                lock(&self.shared.tracker).clear(&job.pages, range.clone())?;
-            }
-            if dirty == RANGE_PAGES {
-                self.encoder.announce(range.start, dirty);
-                if self.encoder.is_full() {
-                    self.flush()?;
-                }
-            }
-            for index in job.pages.runs_in(range).flatten() {
-                let machine = &self.shared.machine;
-                self.encoder.push(index, &self.shared.known, |page| machine.read_page(index, page));
-                if self.encoder.is_full() {
-                    self.flush()?;
-                }
-            }
-            self.shared.counters.done.fetch_add(dirty, Ordering::Relaxed);
+        match &job.task {
+            Task::Copy(pages) => self.copy(pages, true)?,
+            Task::CopyLast(pages) => self.copy(pages, false)?,
+            Task::Declare(pages) => self.declare(pages)?,
+            Task::Push { owed, windows, ahead } => self.push(owed, windows, *ahead)?,
         }
         self.flush()?;
         let mark = self.encoder.mark(job.mark);
         self.send(mark)
+    }
+
+    /// The ranges of this worker, by index of their first page.
+    fn ranges(&self, total: u64) -> impl Iterator<Item = Range<u64>> + use<M> {
+        let step = usize::try_from(self.shared.flows).unwrap_or(1);
+        let ranges = (self.number..total.div_ceil(RANGE_PAGES)).step_by(step);
+        ranges.map(move |range| range * RANGE_PAGES..((range + 1) * RANGE_PAGES).min(total))
+    }
+
+    fn copy(&mut self, pages: &PageBitmap, clear: bool) -> Result<(), CopyError> {
+        for range in self.ranges(pages.pages()) {
+            let dirty = pages.count_range(range.clone());
+            if dirty == 0 {
+                continue;
+            }
+            if clear && self.shared.cut_short.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if clear {
+                lock(&self.shared.tracker).clear(pages, range.clone())?;
+            }
+            if dirty == RANGE_PAGES {
+                self.encoder.announce(range.start, dirty);
+                self.flush_if_full()?;
+            }
+            for index in pages.runs_in(range).flatten() {
+                self.read(index)?;
+            }
+            self.shared.counters.done.fetch_add(dirty, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, index: u64) -> Result<(), CopyError> {
+        let machine = &self.shared.machine;
+        self.encoder.push(index, &self.shared.known, |page| machine.read_page(index, page));
+        self.flush_if_full()
+    }
+
+    fn declare(&mut self, pages: &PageBitmap) -> Result<(), CopyError> {
+        for range in self.ranges(pages.pages()) {
+            for index in pages.runs_in(range).flatten() {
+                self.encoder.push_missing(index);
+                self.flush_if_full()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ranges in order, but what was demanded last goes before: whoever touched a page touches its neighbours next.
+    fn push(&mut self, owed: &OwedPages, windows: &[PushWindow], ahead: u64) -> Result<(), CopyError> {
+        let total = self.shared.machine.layout().total_pages();
+        let window = usize::try_from(self.number).ok().and_then(|number| windows.get(number));
+        let (mut sent, mut hinted, mut pace) = (0, None, PushPace::new());
+        let mut ranges = self.ranges(total);
+        loop {
+            let near = owed.near().map(|page| page / RANGE_PAGES * RANGE_PAGES).filter(|first| {
+                let ours = first / RANGE_PAGES % self.shared.flows == self.number;
+                ours && hinted != Some(*first) && owed.any_in(*first, RANGE_PAGES)
+            });
+            let range = match near {
+                Some(first) => first..(first + RANGE_PAGES).min(total),
+                None => match ranges.next() {
+                    Some(range) => range,
+                    None => return Ok(()),
+                },
+            };
+            hinted = near;
+            if !owed.any_in(range.start, RANGE_PAGES) {
+                continue;
+            }
+            let mut gathered = 0;
+            for index in range.clone() {
+                if !owed.take(index) {
+                    continue;
+                }
+                gathered += 1;
+                self.shared.known.forget(index);
+                let machine = &self.shared.machine;
+                self.encoder.push(index, &self.shared.known, |page| machine.read_page(index, page));
+                if self.encoder.is_full() || gathered >= pace.pages() {
+                    let waited = self.push_batch(window, &mut sent, ahead)?;
+                    pace.pushed(waited, Instant::now());
+                    gathered = 0;
+                }
+            }
+            if gathered > 0 {
+                self.push_batch(window, &mut sent, ahead)?;
+            }
+        }
+    }
+
+    /// A batch and its mark; then waits until the target is close enough behind. Did it have to wait?
+    fn push_batch(&mut self, window: Option<&PushWindow>, sent: &mut u64, ahead: u64) -> Result<bool, CopyError> {
+        self.flush()?;
+        let mark = self.encoder.mark(PUSH_MARKS + *sent);
+        self.send(mark)?;
+        *sent += 1;
+        let Some(window) = window.filter(|_| *sent > ahead) else { return Ok(false) };
+        let due = PUSH_MARKS + *sent - 1 - ahead;
+        if window.wait_for(due, Duration::ZERO) {
+            return Ok(false);
+        }
+        while !window.wait_for(due, STOP_CHECK) {
+            if self.shared.stop.load(Ordering::Relaxed) {
+                return Err(CopyError::Stopped);
+            }
+        }
+        Ok(true)
+    }
+
+    fn flush_if_full(&mut self) -> Result<(), CopyError> {
+        if self.encoder.is_full() { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<(), CopyError> {

@@ -1,7 +1,9 @@
 //! What a migration needs from a machine, and no more.
 
+use std::sync::Arc;
+use tokio::sync::{Notify, mpsc};
 use vmotion_dirty_tracking::{DirtyTracker, PageBitmap};
-use vmotion_model::MemoryLayout;
+use vmotion_model::{FollowReport, MemoryLayout};
 
 /// Why a machine did not do what a migration asked; the text is for the operator.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -63,6 +65,15 @@ pub trait FrozenGuest: Send + 'static {
     fn thaw(self);
 }
 
+/// Whom a target asks for pages that are missing, and tells when none is.
+#[derive(Debug, Clone)]
+pub struct Wants {
+    /// Takes indices of pages that a vCPU or device waits for, each once.
+    pub demand: mpsc::UnboundedSender<Vec<u64>>,
+    /// Told when the last missing page is there.
+    pub all_here: Arc<Notify>,
+}
+
 /// A machine that is being received: prepared, filled, and not running.
 pub trait TargetMachine: GuestPages + vmotion_transport::pages::PageSink + 'static {
     /// Loads vCPUs and devices. Memory is complete.
@@ -75,4 +86,19 @@ pub trait TargetMachine: GuestPages + vmotion_transport::pages::PageSink + 'stat
     /// # Errors
     /// When the machine cannot run.
     fn resume(&self) -> Result<(), GuestError>;
+    /// From now on whoever touches a page that was declared missing waits for it, and it is asked for. Comes before
+    /// [`Self::restore`].
+    ///
+    /// # Errors
+    /// When the host cannot do that; nothing is lost, for the guest still is the source's.
+    fn follow(&self, wants: Wants) -> Result<(), GuestError> {
+        drop(wants);
+        Err(GuestError("this machine cannot run before all its memory is there".to_owned()))
+    }
+    /// What following came to, its duration aside.
+    fn followed(&self) -> FollowReport {
+        FollowReport::default()
+    }
+    /// Missing pages will not come: whoever waits for one waits until the process ends, and sees nothing else instead.
+    fn abandon(&self) {}
 }

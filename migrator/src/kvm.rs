@@ -1,14 +1,15 @@
 //! The traits of [`crate::guest`] for real machines.
 
-use crate::guest::{FrozenGuest, GuestError, GuestPages, PausedGuest, SourceMachine, TargetMachine};
-use std::sync::{
-    Arc, Mutex, PoisonError, RwLock,
-    atomic::{AtomicU64, Ordering},
-};
+mod following;
+mod target;
+
+pub use target::KvmTarget;
+
+use crate::guest::{FrozenGuest, GuestError, GuestPages, PausedGuest, SourceMachine};
+use std::sync::Arc;
 use vmotion_dirty_tracking::{DirtyTracker, PageBitmap};
-use vmotion_machine::{Filling, Frozen, Machine, MachineError, PauseGuard};
-use vmotion_model::{DirtySource, MemoryLayout, PAGE_SIZE, error_chain};
-use vmotion_transport::pages::PageSink;
+use vmotion_machine::{Frozen, Machine, MachineError, PauseGuard};
+use vmotion_model::{DirtySource, MemoryLayout, error_chain};
 
 impl From<MachineError> for GuestError {
     fn from(error: MachineError) -> Self {
@@ -76,129 +77,5 @@ impl PausedGuest for PauseGuard {
 impl FrozenGuest for Frozen {
     fn thaw(self) {
         Self::thaw(self);
-    }
-}
-
-/// A prepared machine that arrives.
-#[derive(Debug)]
-pub struct KvmTarget {
-    machine: Arc<Machine>,
-    /// Present while memory is filled; loading the state ends that.
-    filling: RwLock<Option<Filling>>,
-    /// One bit a page: written here, so that a zero page has to be written too.
-    written: Vec<AtomicU64>,
-    /// What went wrong where the sink's interface has no error; reported when the state is loaded.
-    failure: Mutex<Option<GuestError>>,
-}
-
-/// Shorter runs are not worth a system call that maps them at once.
-const POPULATE_PAGES_MIN: u64 = 4;
-
-impl KvmTarget {
-    /// Wraps `machine`, which was prepared and never ran.
-    ///
-    /// # Errors
-    /// When it has run.
-    pub fn new(machine: Arc<Machine>) -> Result<Self, GuestError> {
-        let filling = RwLock::new(Some(machine.fill()?));
-        let words = machine.memory().total_pages().div_ceil(64);
-        let written = (0..words).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { machine, filling, written, failure: Mutex::new(None) })
-    }
-
-    fn fail(&self, error: GuestError) {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-    }
-
-    /// Marks a page written; whether it was before.
-    fn mark_written(&self, index: u64) -> bool {
-        let bit = 1 << (index % 64);
-        usize::try_from(index / 64)
-            .ok()
-            .and_then(|word| self.written.get(word))
-            .is_some_and(|word| word.fetch_or(bit, Ordering::Relaxed) & bit != 0)
-    }
-
-    fn was_written(&self, index: u64) -> bool {
-        usize::try_from(index / 64)
-            .ok()
-            .and_then(|word| self.written.get(word))
-            .is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (index % 64)) != 0)
-    }
-
-    /// A run across the hole between two regions has no single view: through a copy. Happens at most once a round.
-    fn with_split_pages(&self, first: u64, pages: u64, use_bytes: &mut dyn FnMut(&mut [u8])) -> Result<(), GuestError> {
-        let length = usize::try_from(pages * PAGE_SIZE).map_err(|error| GuestError(error.to_string()))?;
-        let mut copy = vec![0; length];
-        let ram = self.machine.memory();
-        let failed = |error: vmotion_machine::OutsideRam| GuestError(error.to_string());
-        ram.read_run(first, pages, &mut copy).map_err(failed)?;
-        use_bytes(&mut copy);
-        ram.write_run(first, &copy).map_err(failed)
-    }
-}
-
-impl PageSink for KvmTarget {
-    fn total_pages(&self) -> u64 {
-        self.machine.memory().total_pages()
-    }
-
-    fn with_pages(&self, first: u64, pages: u64, use_bytes: &mut dyn FnMut(&mut [u8])) {
-        let filling = self.filling.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(filling) = filling.as_ref() else {
-            self.fail(GuestError("pages arrived after the machine was complete".to_owned()));
-            return;
-        };
-        if filling.with_run_mut(first, pages, &mut *use_bytes).is_err()
-            && let Err(error) = self.with_split_pages(first, pages, use_bytes)
-        {
-            self.fail(error);
-        }
-    }
-
-    fn expect_pages(&self, first: u64, pages: u64) {
-        let mut fresh = 0;
-        for index in first..first + pages {
-            fresh += u64::from(!self.mark_written(index));
-        }
-        if fresh >= POPULATE_PAGES_MIN {
-            // One system call instead of a fault a page. When it fails, the faults decide.
-            let _ = self.machine.memory().populate(first..first + pages);
-        }
-    }
-
-    fn zero_pages(&self, first: u64, pages: u64) {
-        for index in (first..first + pages).filter(|index| self.was_written(*index)) {
-            self.with_pages(index, 1, &mut |bytes| bytes.fill(0));
-        }
-    }
-}
-
-impl GuestPages for KvmTarget {
-    fn layout(&self) -> &MemoryLayout {
-        self.machine.memory().layout()
-    }
-
-    fn read_page(&self, index: u64, into: &mut [u8]) {
-        let read = self.machine.memory().read_page(index, into);
-        debug_assert!(read.is_ok(), "the engine reads pages of the layout only: {read:?}");
-    }
-
-    fn touched(&self) -> Result<PageBitmap, GuestError> {
-        Ok(self.machine.memory().allocated()?)
-    }
-}
-
-impl TargetMachine for KvmTarget {
-    fn restore(&self, state: &[u8]) -> Result<(), GuestError> {
-        drop(self.filling.write().unwrap_or_else(PoisonError::into_inner).take());
-        if let Some(failure) = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return Err(failure);
-        }
-        Ok(self.machine.restore(state)?)
-    }
-
-    fn resume(&self) -> Result<(), GuestError> {
-        Ok(self.machine.resume()?)
     }
 }

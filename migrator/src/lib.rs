@@ -15,7 +15,9 @@ mod digest;
 pub mod guest;
 mod host_load;
 mod kvm;
+mod owed;
 pub mod ownership;
+mod plan;
 mod protocol;
 pub mod source;
 pub mod target;
@@ -25,6 +27,7 @@ mod model_check;
 #[cfg(test)]
 mod model_guest;
 
-pub use convergence::{Convergence, Decision, RoundReport};
+pub use convergence::{Convergence, RoundReport};
 pub use digest::memory_digest;
 pub use kvm::{KvmSource, KvmTarget};
+pub use plan::{Decision, Plan};

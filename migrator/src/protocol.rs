@@ -1,11 +1,14 @@
 //! The control messages of a move.
 
 use serde::{Deserialize, Serialize};
-use vmotion_model::OwnerRecord;
+use vmotion_model::{FollowReport, OwnerRecord};
 use vmotion_transport::session::WireError;
 
-/// Mark on every flow after the last page. Rounds count from 1 and stay far below.
-pub(crate) const FINAL_MARK: u64 = u64::MAX;
+/// Mark on every flow after the last page of the first pause; those of later pauses, when one was taken back, count on from here.
+/// Rounds count from 1 and stay far below.
+pub(crate) const FINAL_MARKS: u64 = 1 << 48;
+/// Bytes before a saved state: the final mark of the pause it belongs to, little-endian.
+pub(crate) const STATE_PREFIX_BYTES: usize = 8;
 
 /// Source to target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +22,10 @@ pub(crate) enum ToTarget {
         expected: OwnerRecord,
         /// Digest of all guest memory, when the move verifies.
         digest: Option<[u8; 16]>,
+        /// Final mark of the pause that this offer ends: its pages and its state count, those of a pause taken back do not.
+        mark: u64,
+        /// Pages were declared missing; they follow.
+        owes: bool,
     },
     /// The move is off.
     Abort(WireError),
@@ -32,8 +39,17 @@ pub(crate) enum ToSource {
         /// The mark.
         round: u64,
     },
+    /// All pages that were pushed on a flow before a mark are in memory.
+    Pushed {
+        /// The flow.
+        flow: u8,
+        /// The mark.
+        mark: u64,
+    },
     /// The record is ours and the guest runs here.
     Committed(TargetReport),
+    /// The guest misses no page any more.
+    AllHere(FollowReport),
     /// The target gave up before it asked for the record, and never will.
     Refused(WireError),
 }

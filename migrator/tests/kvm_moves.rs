@@ -20,13 +20,13 @@ use vmotion_migrator::{
 };
 use vmotion_model::{
     ByteSize, DirtySource, Epoch, HostName, MachineSpec, MoveId, MoveOutcome, MoveRequest, MoveSummary, OwnerRecord,
-    OwnerState, PAGE_SIZE,
+    OwnerState, PAGE_SIZE, Strategy,
 };
-use vmotion_probe_guest::{CommandLine, ConsoleEvent, ConsoleLine, ConsoleReader, Content, Rate};
+use vmotion_probe_guest::{CommandLine, ConsoleEvent, ConsoleLine, ConsoleReader, Content, Pattern, Rate};
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
     pki::Authority,
-    session::{Hello, MoveTicket, TargetFacts, TargetListener, WIRE_VERSION_MAX, WIRE_VERSION_MIN},
+    session::{FEATURE_POST_COPY, Hello, MoveTicket, TargetFacts, TargetListener, WIRE_VERSION_MAX, WIRE_VERSION_MIN},
 };
 
 struct Record(Mutex<OwnerRecord>);
@@ -154,6 +154,7 @@ impl Bench {
         let address = socket.local_addr().unwrap();
         let expected = ExpectedPeer::Exactly(Principal::Host(host(from)));
         let listener = TargetListener::new(socket, &self.identities[to], expected, ticket.clone(), tuning).unwrap();
+        let listener = listener.with_demand_lane(UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
         let layout = self.machine.memory().layout().clone();
         let target = TargetMove {
             machine: Arc::new(KvmTarget::new(Arc::clone(&arriving)).unwrap()),
@@ -164,7 +165,7 @@ impl Bench {
                 host: host(to),
                 ticket: ticket.clone(),
                 facts: TargetFacts {
-                    features: BTreeSet::new(),
+                    features: KvmTarget::features(),
                     layout: layout.clone(),
                     cpu: arriving.cpu_model().clone(),
                     cpus: self.spec.cpus,
@@ -188,7 +189,7 @@ impl Bench {
                 hello: Hello {
                     version_min: WIRE_VERSION_MIN,
                     version_max: WIRE_VERSION_MAX,
-                    features: BTreeSet::new(),
+                    features: BTreeSet::from([FEATURE_POST_COPY.to_owned()]),
                     page_size: PAGE_SIZE,
                     layout,
                     cpu: self.machine.cpu_model().clone(),
@@ -247,6 +248,50 @@ fn show(summary: &MoveSummary) {
         summary.source_cpu_s,
         summary.target_cpu_s,
     );
+}
+
+/// Memory follows the guest: it runs at the target while most of it is still here, checks what it reads, and writes on.
+async fn followed_there_and_back(test: &str, strategy: Strategy, content: Content, pattern: Pattern) {
+    if kvm_is_missing(test) || vmotion_pager::probe().is_err() {
+        println!("skipped: {test}: needs KVM and userfaultfd");
+        return;
+    }
+    let cmdline = CommandLine::new()
+        .working_set_bytes(64 << 20)
+        .rate(Rate::BytesPerSecond(200 << 20))
+        .pattern(pattern)
+        .content(content);
+    let mut bench = Bench::boot(ByteSize::mib(256), cmdline, DirtySource::Auto);
+    bench.wait_for("READY", |line| matches!(line, ConsoleLine::Ready { .. }));
+    for _ in 0..6 {
+        let summary = bench.must_move(MoveRequest { strategy, ..MoveRequest::default() }).await;
+        show(&summary);
+        if strategy == Strategy::Postcopy {
+            let follow = summary.follow.expect("memory followed");
+            println!("{follow:?}");
+            assert!(follow.missing_pages > 10_000, "{follow:?}");
+            assert!(follow.demanded_pages > 0, "a guest that writes waits for something: {follow:?}");
+            assert_eq!(summary.rounds, 0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_follows_a_guest_that_writes_everywhere() {
+    let test = "memory_follows_a_guest_that_writes_everywhere";
+    followed_there_and_back(test, Strategy::Postcopy, Content::Text, Pattern::Uniform).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_follows_a_guest_that_writes_in_order() {
+    let test = "memory_follows_a_guest_that_writes_in_order";
+    followed_there_and_back(test, Strategy::Postcopy, Content::Random, Pattern::Sequential).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_round_first_and_the_rest_follows() {
+    let test = "a_round_first_and_the_rest_follows";
+    followed_there_and_back(test, Strategy::Hybrid, Content::Text, Pattern::Zipf).await;
 }
 
 async fn there_and_back(test: &str, source: DirtySource, content: Content, moves: u32) {

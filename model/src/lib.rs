@@ -17,8 +17,8 @@ pub use error::{ApiError, ErrorCode, error_chain};
 pub use host::{CpuModel, Host, HostCapacity, HostState, MachineState, MachineStatus};
 pub use memory::{GuestAddress, LayoutError, MemoryLayout, MemoryRegion, PAGE_SIZE, PageNumber};
 pub use moves::{
-    DigestReport, DowntimeReport, MoveId, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, PageCounts,
-    Prediction,
+    DigestReport, DowntimeReport, FollowReport, MoveId, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary,
+    PageCounts, Prediction, Strategy,
 };
 pub use name::{DatacenterName, HostName, MachineName, NameError};
 pub use owner::{Epoch, OwnerRecord, OwnerState};

@@ -53,6 +53,55 @@ impl fmt::Display for MoveId {
     }
 }
 
+/// How memory gets there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// Copy while the guest runs; where that will not converge, hand the guest over and let the rest follow.
+    #[default]
+    Auto,
+    /// Copy while the guest runs, pause for the last pages. Until switch-over nothing can be lost.
+    Precopy,
+    /// Hand the guest over at once; memory follows, what the guest touches first. Until all of it has arrived, losing either host or
+    /// the path for good loses the guest.
+    Postcopy,
+    /// Copy while that pays, then hand over and let the rest follow; the same risk for a shorter time.
+    Hybrid,
+}
+
+impl Strategy {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Auto, Self::Precopy, Self::Postcopy, Self::Hybrid];
+
+    /// As operators write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Precopy => "precopy",
+            Self::Postcopy => "postcopy",
+            Self::Hybrid => "hybrid",
+        }
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Strategy {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|strategy| strategy.as_str() == text)
+            .ok_or_else(|| format!("strategy {text:?} is not one of auto, precopy, postcopy, hybrid"))
+    }
+}
+
 /// What the operator asks of one move.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -69,6 +118,9 @@ pub struct MoveRequest {
     /// Rounds after which a move that does not converge is given up.
     #[serde(default = "MoveRequest::default_rounds_max")]
     pub rounds_max: u32,
+    /// How memory gets there.
+    #[serde(default)]
+    pub strategy: Strategy,
 }
 
 impl MoveRequest {
@@ -87,6 +139,7 @@ impl Default for MoveRequest {
             bandwidth_max: None,
             verify: false,
             rounds_max: Self::default_rounds_max(),
+            strategy: Strategy::Auto,
         }
     }
 }
@@ -102,6 +155,8 @@ pub enum MovePhase {
     Copying,
     /// The guest is paused; the last pages and the device state travel, the owner record decides.
     SwitchingOver,
+    /// The guest runs at the target; memory that is missing there follows.
+    Following,
     /// Over; the outcome says how.
     Finished,
 }
@@ -122,6 +177,12 @@ pub enum MoveOutcome {
     },
     /// The source was lost while the machine was still its own; nothing runs at the target.
     SourceLost {
+        /// What is known.
+        reason: String,
+    },
+    /// The guest had been handed over, and the rest of its memory could not follow: source, target or the path was lost for good.
+    /// The machine is lost.
+    Stranded {
         /// What is known.
         reason: String,
     },
@@ -221,6 +282,26 @@ pub struct DowntimeReport {
     pub resume_ms: f64,
 }
 
+/// What happened between the hand-over and the last page, when memory followed the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FollowReport {
+    /// Pages missing at the target when the guest was let go.
+    pub missing_pages: u64,
+    /// Those of them that a vCPU or device waited for.
+    pub demanded_pages: u64,
+    /// Time from the guest's going on until the last page was there, in ms.
+    pub duration_ms: f64,
+    /// Median wait for a demanded page, from the fault's arrival in user space until the page was mapped, in µs.
+    pub stall_p50_us: f64,
+    /// 99 of 100 waits were shorter, in µs.
+    pub stall_p99_us: f64,
+    /// 999 of 1000 waits were shorter, in µs.
+    pub stall_p999_us: f64,
+    /// The longest wait, in µs.
+    pub stall_max_us: f64,
+}
+
 /// Digests of all guest memory during the pause.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -274,4 +355,7 @@ pub struct MoveSummary {
     /// With `verify`.
     #[serde(default)]
     pub digests: Option<DigestReport>,
+    /// When memory followed the guest.
+    #[serde(default)]
+    pub follow: Option<FollowReport>,
 }

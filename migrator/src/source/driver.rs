@@ -4,17 +4,21 @@
 //! session is seen at once. Between pause and offer the loop itself works, against a deadline.
 
 use super::{
+    follow,
     pace::Pace,
     state::{Abort, Effect, Event, Source},
+    tasks::{Message, RateMeter, ask_until_answered, listen, pause_and_look, until},
     timeline::{Timeline, ms_between},
 };
 use crate::{
     convergence::{Convergence, RoundReport},
-    copy::{Copier, Counters, SharedTracker, lock},
+    copy::{Copier, Counters, SharedTracker, Task, lock},
     digest::memory_digest,
     guest::{FrozenGuest as _, PausedGuest, SourceMachine},
+    owed::{OwedPages, PushWindow},
     ownership::{CasOutcome, OwnerStore},
-    protocol::{FINAL_MARK, TargetReport, ToSource, ToTarget},
+    plan::{Plan, is_hopeless},
+    protocol::{FINAL_MARKS, TargetReport, ToSource, ToTarget},
 };
 use std::{
     collections::VecDeque,
@@ -26,14 +30,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use vmotion_dirty_tracking::{DirtyEstimator, PageBitmap};
 use vmotion_model::{
-    DigestReport, HostName, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, OwnerRecord, Prediction,
-    error_chain,
+    DigestReport, FollowReport, HostName, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, OwnerRecord,
+    Prediction, error_chain,
 };
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
     pages::PageHasher,
     session::{
-        ConnectOptions, ControlReceiver, ControlSender, Hello, MoveTicket, PathStats, SourceSession, WireError,
+        ConnectOptions, ControlSender, DemandServer, Hello, MoveTicket, PathStats, SourceSession, WireError,
         WireErrorCode,
     },
 };
@@ -44,8 +48,6 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 const PAUSE_GRACE: Duration = Duration::from_millis(500);
 /// Digests of all memory are taken inside the pause when asked for; nobody asks for a short pause then.
 const VERIFY_GRACE: Duration = Duration::from_secs(60);
-/// First and longest wait between two questions to a store that does not answer.
-const STORE_RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// What a leaving machine needs to know.
 #[derive(Debug, Clone)]
@@ -113,11 +115,16 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
             rate: RateMeter::default(),
             pace: Pace::default(),
             remaining: 0,
+            round_began: None,
+            owed: None,
+            final_mark: None,
+            follow: None,
             deadline: None,
             cancel,
         };
         driver.open();
-        driver.drive(Source::new(rule), inbox, progress, entered).await
+        let plan = Plan::new(driver.options.request.strategy, rule);
+        driver.drive(Source::new(plan), inbox, progress, entered).await
     }
 }
 
@@ -127,7 +134,10 @@ struct Open<M> {
     stats: PathStats,
     copier: Option<Arc<Copier<M>>>,
     flows: Option<Vec<vmotion_transport::session::FlowSender>>,
+    demand: Option<DemandServer>,
     wire: Arc<vmotion_transport::pages::WireCost>,
+    /// Of each flow, once memory follows the guest.
+    windows: Arc<[PushWindow]>,
     /// Highest round known to be in the target's memory.
     arrived: watch::Receiver<u64>,
 }
@@ -153,18 +163,16 @@ struct Driver<M: SourceMachine, O> {
     rate: RateMeter,
     pace: Pace,
     remaining: u64,
+    /// When the round at work began, and how many pages it has.
+    round_began: Option<(Instant, u64)>,
+    /// What follows the guest.
+    owed: Option<Arc<OwedPages>>,
+    /// Of the last pause.
+    final_mark: Option<u64>,
+    follow: Option<FollowReport>,
     /// When a pause or an unanswered offer counts as failed.
     deadline: Option<Instant>,
     cancel: CancellationToken,
-}
-
-/// What tasks tell the loop.
-enum Message<M: SourceMachine> {
-    Event(Event<M::Paused>),
-    Opened(Box<SourceSession>),
-    RoundDone { report: RoundReport, remaining: Arc<PageBitmap> },
-    Paused { guard: M::Paused, remaining: Arc<PageBitmap>, asked: Instant, paused: Instant },
-    FromTarget(ToSource),
 }
 
 type Effects<M> = VecDeque<Effect<<M as SourceMachine>::Paused>>;
@@ -234,6 +242,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                 }
                 _ = ticks.tick() => {
                     self.note_pace();
+                    self.look_ahead();
                     progress(self.progress(&state));
                     None
                 }
@@ -272,14 +281,16 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         match message {
             Message::Event(event) => Some(event),
             Message::Opened(session) => {
+                let follows = session.demand.is_some();
                 self.keep_session(*session);
-                Some(Event::Opened)
+                Some(Event::Opened { follows })
             }
-            Message::RoundDone { report, remaining } => {
+            Message::RoundDone { report, hopeless, remaining } => {
+                self.round_began = None;
                 self.remaining = report.remaining_pages;
                 lock(&self.estimator).feed(report.duration, report.remaining_pages);
                 self.last = Some(remaining);
-                Some(Event::RoundArrived(report))
+                Some(Event::RoundArrived { report, hopeless })
             }
             Message::Paused { guard, remaining, asked, paused } => {
                 self.timeline.pause_asked = Some(asked);
@@ -296,11 +307,16 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                 self.target_report = report;
                 Some(Event::Committed)
             }
+            Message::FromTarget(ToSource::AllHere(report)) => {
+                self.timeline.all_there = Some(Instant::now());
+                self.follow = Some(report);
+                Some(Event::AllServed)
+            }
             Message::FromTarget(ToSource::Refused(error)) => {
                 Some(Event::Refused(format!("The target gave up: {error}")))
             }
-            // Rounds are awaited where they are copied.
-            Message::FromTarget(ToSource::RoundArrived { .. }) => None,
+            // Rounds and pushed ranges are awaited where they are copied.
+            Message::FromTarget(ToSource::RoundArrived { .. } | ToSource::Pushed { .. }) => None,
         }
     }
 
@@ -312,6 +328,30 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         self.pace.look(&session.stats, &session.wire, self.options.tuning.flows);
     }
 
+    /// In the middle of a round: does copying lead anywhere? If not and memory may follow, the round ends where it is.
+    fn look_ahead(&self) {
+        let (Some((began, pages)), Some(tracker), Some(session)) = (self.round_began, &self.tracker, &self.session)
+        else {
+            return;
+        };
+        let Some(copier) = session.copier.as_ref().filter(|_| session.demand.is_some()) else { return };
+        if !Plan::may_hand_over(self.options.request.strategy) {
+            return;
+        }
+        let mut reported = PageBitmap::new(self.machine.layout().total_pages());
+        // Whoever holds the tracker is busy copying; the next look is soon.
+        let Ok(mut tracker) = tracker.try_lock() else { return };
+        let fetched = tokio::task::block_in_place(|| tracker.fetch(&mut reported));
+        drop(tracker);
+        let sent = self.counters.done();
+        // A page of this round stays reported until it is sent; all others were written since.
+        let again = reported.count().saturating_sub(pages.saturating_sub(sent));
+        if fetched.is_ok() && is_hopeless(sent, again, pages, began.elapsed().as_secs_f64()) {
+            tracing::info!(sent, again, pages, "the guest writes as fast as the path carries: handing over");
+            copier.cut_short();
+        }
+    }
+
     fn pause_patience(&self) -> Duration {
         let allowed = Duration::from_millis(u64::from(self.options.request.downtime_ms_max));
         let verify = if self.options.request.verify { VERIFY_GRACE } else { Duration::ZERO };
@@ -320,17 +360,21 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
 
     /// Starts listening to the target, and keeps the rest for when tracking starts.
     fn keep_session(&mut self, session: SourceSession) {
-        let SourceSession { sender, receiver, flows, welcome: _, wire, stats } = session;
+        let SourceSession { sender, receiver, flows, demand, welcome: _, wire, stats } = session;
         let (arrived_sender, arrived) = watch::channel(0);
-        tokio::spawn(listen::<M>(receiver, arrived_sender, self.events.clone()));
-        self.session = Some(Open { sender, stats, copier: None, flows: Some(flows), wire, arrived });
+        let windows: Arc<[PushWindow]> = flows.iter().map(|_| PushWindow::default()).collect();
+        tokio::spawn(listen::<M>(receiver, arrived_sender, Arc::clone(&windows), self.events.clone()));
+        let flows = Some(flows);
+        self.session = Some(Open { sender, stats, copier: None, flows, demand, wire, windows, arrived });
         self.note_pace();
     }
 
     /// Performs one effect; an event that follows at once is returned, later ones come through the inbox.
     async fn perform(&mut self, state: &mut Source<M::Paused>, effect: Effect<M::Paused>) -> Option<Event<M::Paused>> {
         match effect {
-            Effect::StartTracking => Some(self.start_tracking().map_or_else(Event::Failed, |()| Event::Tracking)),
+            Effect::StartTracking { track } => {
+                Some(self.start_tracking(track).map_or_else(Event::Failed, |()| Event::Tracking))
+            }
             Effect::CopyRound(round) => {
                 self.rounds = round;
                 self.start_round(round);
@@ -345,8 +389,24 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                 let Source::Paused { guard, .. } = state else { return None };
                 Some(self.send_last_in_time(guard).await)
             }
+            Effect::HandOver => {
+                let Source::Paused { guard, .. } = state else { return None };
+                self.owed = self.last.as_deref().map(|missing| Arc::new(OwedPages::new(missing)));
+                Some(self.send_last_in_time(guard).await)
+            }
+            Effect::Serve => {
+                self.serve();
+                None
+            }
+            Effect::PushRest => {
+                self.deadline = None;
+                self.push_rest();
+                None
+            }
             Effect::SendOffer => {
-                let offer = ToTarget::Offer { expected: self.options.record.clone(), digest: self.source_digest };
+                let (expected, owes) = (self.options.record.clone(), self.owed.is_some());
+                let mark = self.final_mark.unwrap_or(FINAL_MARKS);
+                let offer = ToTarget::Offer { expected, digest: self.source_digest, mark, owes };
                 let session = self.session.as_mut()?;
                 session.sender.send(&offer).await.err().map(|error| Event::Failed(error_chain(&error)))
             }
@@ -377,12 +437,22 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         }
     }
 
-    fn start_tracking(&mut self) -> Result<(), String> {
+    /// The copy threads, and the tracker where memory is copied before the pause.
+    fn start_tracking(&mut self, track: bool) -> Result<(), String> {
         let session = self.session.as_mut().ok_or("there is no session")?;
+        let strategy = self.options.request.strategy;
+        if Plan::needs_following(strategy) && session.demand.is_none() {
+            return Err(format!(
+                "the target cannot take pages after the hand-over, which strategy {strategy} needs (there, userfaultfd \
+                 needs root or sysctl vm.unprivileged_userfaultfd=1); move with --strategy precopy"
+            ));
+        }
         let mut tracker = self.machine.tracker().map_err(|error| error_chain(&error))?;
-        tracker.start().map_err(|error| error_chain(&error))?;
+        if track {
+            tracker.start().map_err(|error| error_chain(&error))?;
+        }
         let tracker: SharedTracker = Arc::new(Mutex::new(tracker));
-        self.tracker = Some(Arc::clone(&tracker));
+        self.tracker = track.then(|| Arc::clone(&tracker));
         // Asked after tracking started: a page touched later is reported dirty.
         let touched = self.machine.touched().map_err(|error| error_chain(&error))?;
         let flows = session.flows.take().unwrap_or_default();
@@ -404,10 +474,15 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
     }
 
     /// Copies what is dirty in a task; ends in `RoundDone` or a failure.
-    fn start_round(&self, round: u32) {
-        let (Some(session), Some(tracker), Some(pages)) = (&self.session, &self.tracker, &self.last) else { return };
+    fn start_round(&mut self, round: u32) {
+        let (Some(session), Some(pages)) = (&self.session, &self.last) else { return };
         let Some(copier) = session.copier.clone() else { return };
-        let (tracker, pages, mut arrived) = (Arc::clone(tracker), Arc::clone(pages), session.arrived.clone());
+        // Without tracking nothing is copied before the pause: such a round only waits until the path carries its mark.
+        let tracker = self.tracker.clone();
+        let pages = if tracker.is_some() { Arc::clone(pages) } else { Arc::new(PageBitmap::new(pages.pages())) };
+        self.owed = None;
+        self.round_began = Some((Instant::now(), pages.count()));
+        let mut arrived = session.arrived.clone();
         let (events, stats) = (self.events.clone(), session.stats.clone());
         tokio::spawn(async move {
             let start = Instant::now();
@@ -415,16 +490,21 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             let total = pages.pages();
             let count = pages.count();
             let result = async {
-                copier.copy(pages, true, mark).await.map_err(|error| error_chain(&error))?;
+                copier.perform(Task::Copy(pages), mark).await.map_err(|error| error_chain(&error))?;
+                // Before the wait: a later round would begin to count anew.
+                let done = copier.counters().done();
                 // Ends when the target says so, or when the listener, which reports a lost session itself, is gone.
                 arrived.wait_for(|at| *at >= mark).await.map_err(|_| "the session was lost".to_owned())?;
                 let duration = start.elapsed();
                 let mut remaining = PageBitmap::new(total);
-                let fetched = tokio::task::block_in_place(|| lock(&tracker).fetch(&mut remaining));
-                fetched.map_err(|error| error_chain(&error))?;
+                if let Some(tracker) = tracker {
+                    let fetched = tokio::task::block_in_place(|| lock(&tracker).fetch(&mut remaining));
+                    fetched.map_err(|error| error_chain(&error))?;
+                }
                 let report =
-                    RoundReport { pages: count, duration, remaining_pages: remaining.count(), rtt: stats.least_rtt() };
-                Ok::<_, String>(Message::RoundDone { report, remaining: Arc::new(remaining) })
+                    RoundReport { pages: done, duration, remaining_pages: remaining.count(), rtt: stats.least_rtt() };
+                let (hopeless, remaining) = (done < count, Arc::new(remaining));
+                Ok::<_, String>(Message::RoundDone { report, hopeless, remaining })
             }
             .await;
             let _ = events.send(result.unwrap_or_else(|reason| Message::Event(Event::Failed(reason))));
@@ -437,14 +517,14 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             // A session that is lost reports itself.
             let _ = session.sender.send(&ToTarget::PauseSoon).await;
         }
-        let Some(tracker) = self.tracker.clone() else { return };
+        let tracker = self.tracker.clone();
         let (machine, store, events) = (Arc::clone(&self.machine), Arc::clone(&self.store), self.events.clone());
         tokio::spawn(async move {
             store.warm_up().await;
             tokio::task::spawn_blocking(move || {
                 // A move that has ended meanwhile pauses nobody.
                 if !events.is_closed() {
-                    let _ = events.send(pause_and_look(&*machine, &tracker));
+                    let _ = events.send(pause_and_look(&*machine, tracker.as_ref()));
                 }
             });
         });
@@ -464,9 +544,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         match sent {
             _ if cancel.is_cancelled() => Event::Cancel,
             Err(reason) => Event::Failed(reason),
-            Ok(()) if Instant::now() >= deadline => {
-                Event::Failed("the last pages and the state took longer than the pause allows".to_owned())
-            }
+            Ok(()) if Instant::now() >= deadline => Event::Overran,
             Ok(()) => Event::LastSent,
         }
     }
@@ -476,19 +554,53 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         let session = self.session.as_mut().ok_or("there is no session")?;
         let copier = session.copier.clone().ok_or("there is no copier")?;
         let pages = self.last.clone().ok_or("there are no pages")?;
-        let sending = tokio::spawn(async move { copier.copy(pages, false, FINAL_MARK).await });
-        let state = tokio::task::block_in_place(|| guard.save()).map_err(|error| error_chain(&error))?;
+        let mark = self.final_mark.map_or(FINAL_MARKS, |mark| mark + 1);
+        self.final_mark = Some(mark);
+        let task = if self.owed.is_some() { Task::Declare(pages) } else { Task::CopyLast(pages) };
+        let sending = tokio::spawn(async move { copier.perform(task, mark).await });
+        let mut state = mark.to_le_bytes().to_vec();
+        state.extend(tokio::task::block_in_place(|| guard.save()).map_err(|error| error_chain(&error))?);
         self.timeline.saved = Some(Instant::now());
         session.sender.send_state(state).await.map_err(|error| error_chain(&error))?;
-        if self.options.request.verify {
+        // Of memory that follows there is no moment at which both ends hold all of it; its frames are checked one by one.
+        if self.options.request.verify && self.owed.is_none() {
             let digest = tokio::task::block_in_place(|| memory_digest(&*self.machine));
             self.source_digest = Some(digest.map_err(|error| error_chain(&error))?);
         }
         tokio::task::block_in_place(|| guard.settle()).map_err(|error| error_chain(&error))?;
         sending.await.map_err(|error| error.to_string())?.map_err(|error| error_chain(&error))?;
         self.timeline.last_sent = Some(Instant::now());
-        self.remaining = 0;
+        self.remaining = self.owed.as_ref().map_or(0, |owed| owed.left());
         Ok(())
+    }
+
+    /// Answers demands from now on. The guest stands still, so any page can be sent at any time.
+    fn serve(&mut self) {
+        let (Some(session), Some(owed)) = (&mut self.session, &self.owed) else { return };
+        let (Some(server), Some(copier)) = (session.demand.take(), session.copier.clone()) else { return };
+        let (owed, hasher, events) = (Arc::clone(owed), self.hasher.clone(), self.events.clone());
+        server.runtime().spawn(async move {
+            if let Err(reason) = follow::serve(server, &copier, &owed, hasher).await {
+                let _ = events.send(Message::Event(Event::Failed(reason)));
+            }
+        });
+    }
+
+    /// Sends what nobody asks for. Its end is the target's word that nothing is missing.
+    fn push_rest(&self) {
+        let (Some(session), Some(owed)) = (&self.session, &self.owed) else { return };
+        let Some(copier) = session.copier.clone() else { return };
+        let task = Task::Push {
+            owed: Arc::clone(owed),
+            windows: Arc::clone(&session.windows),
+            ahead: follow::batches_ahead(session.stats.least_rtt()),
+        };
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            if let Err(error) = copier.perform(task, follow::LAST_MARK).await {
+                let _ = events.send(Message::Event(Event::Failed(error_chain(&error))));
+            }
+        });
     }
 
     /// Asks the record to give the machine back, until it answers one way or the other.
@@ -534,12 +646,19 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             Source::Idle { .. } | Source::Negotiated { .. } => MovePhase::Preparing,
             Source::Copying { .. } => MovePhase::Copying,
             Source::Paused { .. } | Source::Offered { .. } => MovePhase::SwitchingOver,
-            Source::Released | Source::Reclaimed { .. } | Source::Aborted { .. } => MovePhase::Finished,
+            Source::Serving { .. } => MovePhase::Following,
+            Source::Released | Source::Reclaimed { .. } | Source::Aborted { .. } | Source::Stranded { .. } => {
+                MovePhase::Finished
+            }
         };
         let dirty_pages_per_s = lock(&self.estimator).estimate().map_or(0.0, |estimate| estimate.pages_per_second);
-        let remaining = self.remaining.saturating_sub(self.counters.done());
+        let remaining = match &self.owed {
+            Some(owed) => owed.left(),
+            None => self.remaining.saturating_sub(self.counters.done()),
+        };
         let eta_ms = match state {
-            Source::Copying { rule, .. } => {
+            Source::Copying { plan, .. } => {
+                let rule = plan.rule();
                 // The whole as foreseen after the first round is known from then on.
                 if let Some(total) = rule.predicted_total_ms() {
                     self.predicted.total_ms = total;
@@ -567,6 +686,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         let record = &self.options.record;
         let (outcome, epoch) = match state {
             Source::Released => (MoveOutcome::Moved, record.epoch.next()),
+            Source::Stranded { reason } => (MoveOutcome::Stranded { reason: reason.clone() }, record.epoch.next()),
             Source::Reclaimed { reason } => (MoveOutcome::RolledBack { reason: reason.clone() }, record.epoch.next()),
             Source::Aborted { reason: Abort::Cancelled } => (MoveOutcome::Cancelled, record.epoch),
             Source::Aborted { reason: Abort::Failed(reason) } => {
@@ -582,7 +702,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             target: self.options.target.clone(),
             outcome,
             epoch,
-            total_ms: ms_between(self.timeline.started, self.timeline.decided.unwrap_or_else(Instant::now)),
+            total_ms: ms_between(self.timeline.started, self.timeline.ended()),
             downtime: self.timeline.downtime(&self.target_report),
             predicted: self.predicted,
             rounds: self.rounds,
@@ -591,97 +711,8 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             udp_bytes: self.rate.udp_bytes,
             source_cpu_s: self.timeline.cpu_s(),
             target_cpu_s: self.target_report.cpu_s,
+            follow: self.follow,
             digests: digests.map(|(source, target)| DigestReport { source: hex(source), target: hex(target) }),
         }
-    }
-}
-
-/// Stops the guest and finds what really remains. On failure the guest runs on.
-fn pause_and_look<M: SourceMachine>(machine: &M, tracker: &SharedTracker) -> Message<M> {
-    let asked = Instant::now();
-    let guard = match machine.pause() {
-        Ok(guard) => guard,
-        Err(error) => return Message::Event(Event::Failed(error_chain(&error))),
-    };
-    let paused = Instant::now();
-    let mut remaining = PageBitmap::new(machine.layout().total_pages());
-    match lock(tracker).fetch(&mut remaining) {
-        Ok(_) => Message::Paused { guard, remaining: Arc::new(remaining), asked, paused },
-        Err(error) => Message::Event(Event::Failed(error_chain(&error))),
-    }
-}
-
-/// Passes on what the target says, and that it no longer says anything.
-async fn listen<M: SourceMachine>(
-    mut receiver: ControlReceiver,
-    arrived: watch::Sender<u64>,
-    events: mpsc::UnboundedSender<Message<M>>,
-) {
-    loop {
-        let message = match receiver.receive().await {
-            Ok(Some(ToSource::RoundArrived { round })) => {
-                let _ = arrived.send(round);
-                continue;
-            }
-            Ok(Some(message)) => Message::FromTarget(message),
-            Ok(None) => Message::Event(Event::Failed("The target ended the session".to_owned())),
-            Err(error) => Message::Event(Event::Failed(error_chain(&error))),
-        };
-        let last = matches!(message, Message::Event(_));
-        if events.send(message).is_err() || last {
-            return;
-        }
-    }
-}
-
-/// Asks the store until it answers; its silence is not an answer.
-pub(crate) async fn ask_until_answered(
-    store: &impl OwnerStore,
-    expected: &OwnerRecord,
-    wanted: &OwnerRecord,
-) -> CasOutcome {
-    let (mut wait, longest) = STORE_RETRY;
-    loop {
-        match store.compare_and_set(expected, wanted).await {
-            Ok(outcome) => return outcome,
-            Err(error) => tracing::warn!(machine = %expected.machine, %error, "owner record: asking again"),
-        }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(longest);
-    }
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Bytes per second since the last reading.
-#[derive(Debug, Default)]
-struct RateMeter {
-    last: Option<(Instant, u64)>,
-    rate: u64,
-    udp_bytes: u64,
-}
-
-impl RateMeter {
-    fn read(&mut self, bytes: u64) -> u64 {
-        let now = Instant::now();
-        let (since, before) = *self.last.get_or_insert((now, bytes));
-        let seconds = now.duration_since(since).as_secs_f64();
-        if seconds >= 0.1 {
-            #[expect(
-                clippy::cast_precision_loss,
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "a rate"
-            )]
-            let rate = (bytes.saturating_sub(before) as f64 / seconds) as u64;
-            self.rate = rate;
-            self.last = Some((now, bytes));
-        }
-        self.rate
     }
 }

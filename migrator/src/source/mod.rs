@@ -1,10 +1,12 @@
 //! The leaving side of a move.
 
 mod driver;
+mod follow;
 mod pace;
 pub mod state;
+mod tasks;
 mod timeline;
 
-pub(crate) use driver::ask_until_answered;
 pub use driver::{SourceMove, SourceOptions};
+pub(crate) use tasks::ask_until_answered;
 pub(crate) use timeline::{ms_between, process_cpu_s};

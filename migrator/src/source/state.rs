@@ -1,17 +1,19 @@
 //! The source's state machine: every transition of a leaving machine, and nothing else.
 //!
 //! ```text
-//! Idle ─opened─▶ Negotiated ─▶ Copying{round} ─paused─▶ Paused(guard) ─last sent─▶ Offered(frozen) ─▶ Released
-//!   │                │             │  ▲ next round          │  ▲                        │
-//!   └────────────────┴─────────────┴──┴──── any failure ────┘  └─ pause too long ─▶     └─ record won back ─▶ Reclaimed
-//!                        Aborted: the guest runs on here           Copying
+//! Idle ─opened─▶ Negotiated ─▶ Copying{round} ─paused─▶ Paused(guard) ─last sent─▶ Offered(frozen) ───────▶ Released
+//!   │                │             │  ▲ next round          │  ▲                        │  │ ─owes─▶ Serving ─▲
+//!   └────────────────┴─────────────┴──┴──── any failure ────┘  └─ pause too long ─▶     │  └ lost ────┴─▶ Stranded
+//!                        Aborted: the guest runs on here           Copying              └─ record won back ─▶ Reclaimed
 //! ```
+//! A source that *owes* has handed the guest over before all memory was there: it serves what is missing until nothing is.
 //! The point of no return is `Paused → Offered`: it consumes the guard whose drop would resume the guest. From `Offered`
-//! there are two exits only, and the owner record names which.
+//! only the owner record leads on.
 
 use crate::{
-    convergence::{Convergence, Decision, RoundReport},
+    convergence::RoundReport,
     guest::PausedGuest,
+    plan::{Decision, Plan},
 };
 use std::time::Duration;
 
@@ -23,20 +25,20 @@ const TAKE_BACKS_MAX: u8 = 3;
 pub enum Source<G: PausedGuest> {
     /// Nothing happened yet; the session is being opened.
     Idle {
-        /// When to pause.
-        rule: Convergence,
+        /// What to do next.
+        plan: Plan,
     },
     /// Both ends agree; tracking is being started.
     Negotiated {
-        /// When to pause.
-        rule: Convergence,
+        /// What to do next.
+        plan: Plan,
     },
     /// The guest runs and is copied.
     Copying {
         /// From 1.
         round: u32,
-        /// When to pause.
-        rule: Convergence,
+        /// What to do next.
+        plan: Plan,
         /// Pauses taken back so far.
         take_backs: u8,
     },
@@ -46,8 +48,8 @@ pub enum Source<G: PausedGuest> {
         guard: G,
         /// Rounds copied.
         round: u32,
-        /// When to pause, should this pause be taken back.
-        rule: Convergence,
+        /// What to do next, should this pause be taken back.
+        plan: Plan,
         /// Pauses taken back so far.
         take_backs: u8,
     },
@@ -57,12 +59,24 @@ pub enum Source<G: PausedGuest> {
         frozen: G::Frozen,
         /// The record has been asked to give the machine back, because of this.
         reclaiming: Option<String>,
+        /// Pages are missing at the target.
+        owes: bool,
+    },
+    /// The guest runs at the target; what it misses is here, and only here.
+    Serving {
+        /// Holds the memory. Never resumes.
+        frozen: G::Frozen,
     },
     /// The target owns the machine. What is here is to be destroyed.
     Released,
     /// The record gave the machine back; it runs here with the next epoch.
     Reclaimed {
         /// Why the move failed.
+        reason: String,
+    },
+    /// The guest was handed over, and the rest of its memory cannot follow.
+    Stranded {
+        /// Why.
         reason: String,
     },
     /// The move ended before the offer; the guest runs on here and never noticed.
@@ -85,11 +99,19 @@ pub enum Abort {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event<G> {
     /// The session is open and negotiated.
-    Opened,
+    Opened {
+        /// The target can run the guest before all its memory is there.
+        follows: bool,
+    },
     /// Dirty tracking runs.
     Tracking,
     /// A round arrived in the target's memory.
-    RoundArrived(RoundReport),
+    RoundArrived {
+        /// What it did.
+        report: RoundReport,
+        /// It was cut short: the guest writes as fast as the path carries.
+        hopeless: bool,
+    },
     /// Every vCPU and device stands still.
     GuestPaused {
         /// Resumes the guest when dropped.
@@ -103,8 +125,12 @@ pub enum Event<G> {
     },
     /// The last pages and the state were handed to the transport. The offer may go out.
     LastSent,
+    /// The last pages, or the state, do not get through within the pause.
+    Overran,
     /// The target says that it won the record.
     Committed,
+    /// The target says that it misses no page any more.
+    AllServed,
     /// The target says that it gave up and will not ask for the record.
     Refused(String),
     /// Session lost, pause too long, a step failed: whatever ends an attempt.
@@ -120,8 +146,11 @@ pub enum Event<G> {
 /// What the driver must do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect<G: PausedGuest> {
-    /// Start dirty tracking.
-    StartTracking,
+    /// Get ready to copy, with dirty tracking unless nothing is copied before the pause.
+    StartTracking {
+        /// Track dirty pages.
+        track: bool,
+    },
     /// Copy a round while the guest runs. Round 1 is all memory.
     CopyRound(u32),
     /// Pause the guest.
@@ -131,6 +160,12 @@ pub enum Effect<G: PausedGuest> {
     },
     /// Copy what remains and save the state.
     SendLast,
+    /// Say which pages are missing and save the state.
+    HandOver,
+    /// Answer demands for missing pages from now on.
+    Serve,
+    /// Send all that is missing, what was asked for last first.
+    PushRest,
     /// Tell the target that the machine is its own if it wins the record.
     SendOffer,
     /// Let the guest go on: drop the guard.
@@ -148,16 +183,16 @@ pub enum Effect<G: PausedGuest> {
 type Step<G> = (Source<G>, Vec<Effect<G>>);
 
 impl<G: PausedGuest> Source<G> {
-    /// A machine about to leave under `rule`.
+    /// A machine about to leave by `plan`.
     #[must_use]
-    pub const fn new(rule: Convergence) -> Self {
-        Self::Idle { rule }
+    pub const fn new(plan: Plan) -> Self {
+        Self::Idle { plan }
     }
 
     /// Has the move ended?
     #[must_use]
     pub const fn is_final(&self) -> bool {
-        matches!(self, Self::Released | Self::Reclaimed { .. } | Self::Aborted { .. })
+        matches!(self, Self::Released | Self::Reclaimed { .. } | Self::Aborted { .. } | Self::Stranded { .. })
     }
 
     /// The state's name, for events and logs.
@@ -169,6 +204,8 @@ impl<G: PausedGuest> Source<G> {
             Self::Copying { .. } => "copying",
             Self::Paused { .. } => "paused",
             Self::Offered { .. } => "offered",
+            Self::Serving { .. } => "serving",
+            Self::Stranded { .. } => "stranded",
             Self::Released => "released",
             Self::Reclaimed { .. } => "reclaimed",
             Self::Aborted { .. } => "aborted",
@@ -179,24 +216,38 @@ impl<G: PausedGuest> Source<G> {
     #[must_use]
     pub fn step(self, event: Event<G>) -> Step<G> {
         match (self, event) {
-            (Self::Idle { rule }, Event::Opened) => (Self::Negotiated { rule }, vec![Effect::StartTracking]),
-            (Self::Negotiated { rule }, Event::Tracking) => {
-                (Self::Copying { round: 1, rule, take_backs: 0 }, vec![Effect::CopyRound(1)])
+            (Self::Idle { plan }, Event::Opened { follows }) => {
+                let plan = if follows { plan } else { plan.without_following() };
+                let track = plan.copies_first();
+                (Self::Negotiated { plan }, vec![Effect::StartTracking { track }])
             }
-            (Self::Copying { round, rule, take_backs }, Event::RoundArrived(report)) => {
-                after_round(round, rule, take_backs, &report)
+            (Self::Negotiated { plan }, Event::Tracking) => begin(plan),
+            (Self::Copying { round, plan, take_backs }, Event::RoundArrived { report, hopeless }) => {
+                after_round(round, plan, take_backs, &report, hopeless)
             }
             (
-                Self::Copying { round, rule, take_backs },
+                Self::Copying { round, plan, take_backs },
                 Event::GuestPaused { guard, spent_ms, remaining_pages, rtt },
             ) => {
-                let expected_ms = spent_ms + rule.predict_pause_ms(remaining_pages, rtt);
-                after_pause(round, rule, take_backs, guard, expected_ms)
+                let expected_ms = spent_ms + plan.predict_pause_ms(remaining_pages, rtt);
+                after_pause(round, plan, take_backs, guard, expected_ms)
             }
             // The point of no return.
-            (Self::Paused { guard, .. }, Event::LastSent) => {
-                (Self::Offered { frozen: guard.freeze(), reclaiming: None }, vec![Effect::SendOffer])
+            (Self::Paused { guard, plan, .. }, Event::LastSent) => {
+                let owes = plan.hands_over();
+                let mut effects = vec![Effect::SendOffer];
+                effects.extend(owes.then_some(Effect::Serve));
+                (Self::Offered { frozen: guard.freeze(), reclaiming: None, owes }, effects)
             }
+
+            // A path that is gone for a moment: the guest goes on, and a round waits for the path.
+            (Self::Paused { guard, round, plan, take_backs }, Event::Overran) => take_back(
+                round,
+                plan,
+                take_backs,
+                guard,
+                "The last pages and the state took longer than the pause allows",
+            ),
 
             // Before the offer every failure, refusal and cancellation leaves the guest running here.
             (Self::Paused { guard, .. }, Event::Failed(reason) | Event::Refused(reason)) => {
@@ -214,14 +265,30 @@ impl<G: PausedGuest> Source<G> {
             }
 
             // After the offer only the record decides. A commit is the target's word that it has been decided.
-            (Self::Offered { frozen, .. }, Event::Committed | Event::RecordTheirs) => {
+            (Self::Offered { frozen, owes: false, .. }, Event::Committed | Event::RecordTheirs) => {
                 (Self::Released, vec![Effect::Destroy(frozen), Effect::CleanUp])
             }
-            (Self::Offered { frozen, reclaiming: None }, Event::Failed(reason) | Event::Refused(reason)) => {
-                (Self::Offered { frozen, reclaiming: Some(reason) }, vec![Effect::Reclaim])
+            (Self::Offered { frozen, owes: true, .. }, Event::Committed) => {
+                (Self::Serving { frozen }, vec![Effect::PushRest])
             }
-            (Self::Offered { frozen, reclaiming: Some(reason) }, Event::RecordOurs) => {
+            // The record was asked because the session was lost: nobody can be served any more.
+            (Self::Offered { frozen, reclaiming, owes: true }, Event::RecordTheirs) => {
+                let reason = reclaiming.unwrap_or_else(|| "the session was lost".to_owned());
+                (Self::Stranded { reason }, vec![Effect::Destroy(frozen), Effect::CleanUp])
+            }
+            (Self::Offered { frozen, reclaiming: None, owes }, Event::Failed(reason) | Event::Refused(reason)) => {
+                (Self::Offered { frozen, reclaiming: Some(reason), owes }, vec![Effect::Reclaim])
+            }
+            (Self::Offered { frozen, reclaiming: Some(reason), .. }, Event::RecordOurs) => {
                 (Self::Reclaimed { reason }, vec![Effect::Thaw(frozen), Effect::CleanUp])
+            }
+
+            // What the target misses is here until it misses nothing.
+            (Self::Serving { frozen }, Event::AllServed) => {
+                (Self::Released, vec![Effect::Destroy(frozen), Effect::CleanUp])
+            }
+            (Self::Serving { frozen }, Event::Failed(reason) | Event::Refused(reason)) => {
+                (Self::Stranded { reason }, vec![Effect::Destroy(frozen), Effect::CleanUp])
             }
 
             // A guest that was paused for a move that has ended meanwhile goes on.
@@ -235,14 +302,29 @@ impl<G: PausedGuest> Source<G> {
     }
 }
 
-fn after_round<G: PausedGuest>(round: u32, mut rule: Convergence, take_backs: u8, report: &RoundReport) -> Step<G> {
-    match rule.after_round(report) {
+/// Everything is ready: the first round, or the pause where nothing is copied before it.
+fn begin<G: PausedGuest>(plan: Plan) -> Step<G> {
+    if plan.copies_first() {
+        return (Source::Copying { round: 1, plan, take_backs: 0 }, vec![Effect::CopyRound(1)]);
+    }
+    let predicted_ms = plan.predict_pause_ms(0, Duration::ZERO);
+    (Source::Copying { round: 0, plan, take_backs: 0 }, vec![Effect::Pause { predicted_ms }])
+}
+
+fn after_round<G: PausedGuest>(
+    round: u32,
+    mut plan: Plan,
+    take_backs: u8,
+    report: &RoundReport,
+    hopeless: bool,
+) -> Step<G> {
+    match plan.after_round(report, hopeless) {
         Decision::NextRound => {
             let round = round + 1;
-            (Source::Copying { round, rule, take_backs }, vec![Effect::CopyRound(round)])
+            (Source::Copying { round, plan, take_backs }, vec![Effect::CopyRound(round)])
         }
-        Decision::SwitchOver { predicted_ms } => {
-            (Source::Copying { round, rule, take_backs }, vec![Effect::Pause { predicted_ms }])
+        Decision::SwitchOver { predicted_ms } | Decision::HandOver { predicted_ms } => {
+            (Source::Copying { round, plan, take_backs }, vec![Effect::Pause { predicted_ms }])
         }
         Decision::GiveUp(reason) => {
             (Source::aborted(Abort::Failed(format!("The move does not converge: {reason}"))), vec![Effect::CleanUp])
@@ -251,17 +333,26 @@ fn after_round<G: PausedGuest>(round: u32, mut rule: Convergence, take_backs: u8
 }
 
 /// The guest stands still. It wrote on while it was being stopped; when what really remains makes the pause too long, the
-/// pause is taken back before anything was sent.
-fn after_pause<G: PausedGuest>(round: u32, rule: Convergence, take_backs: u8, guard: G, expected_ms: f64) -> Step<G> {
-    let allowed_ms = rule.downtime_ms_max();
-    if expected_ms <= allowed_ms {
-        return (Source::Paused { guard, round, rule, take_backs }, vec![Effect::SendLast]);
+/// pause is taken back before anything was sent. What follows the guest does not make the pause longer.
+fn after_pause<G: PausedGuest>(round: u32, plan: Plan, take_backs: u8, guard: G, expected_ms: f64) -> Step<G> {
+    if plan.hands_over() {
+        return (Source::Paused { guard, round, plan, take_backs }, vec![Effect::HandOver]);
     }
+    let allowed_ms = plan.rule().downtime_ms_max();
+    if expected_ms <= allowed_ms {
+        return (Source::Paused { guard, round, plan, take_backs }, vec![Effect::SendLast]);
+    }
+    let reason = format!("The pause would take {expected_ms:.0} ms where {allowed_ms:.0} ms are allowed");
+    take_back(round, plan, take_backs, guard, &reason)
+}
+
+/// The guest goes on, and another round is copied; not for ever.
+fn take_back<G: PausedGuest>(round: u32, plan: Plan, take_backs: u8, guard: G, reason: &str) -> Step<G> {
     if take_backs >= TAKE_BACKS_MAX {
-        let reason = format!("The pause would take {expected_ms:.0} ms where {allowed_ms:.0} ms are allowed");
-        return (Source::aborted(Abort::Failed(reason)), vec![Effect::Resume(guard), Effect::CleanUp]);
+        let reason = Abort::Failed(reason.to_owned());
+        return (Source::aborted(reason), vec![Effect::Resume(guard), Effect::CleanUp]);
     }
     let round = round + 1;
-    let next = Source::Copying { round, rule, take_backs: take_backs + 1 };
+    let next = Source::Copying { round, plan, take_backs: take_backs + 1 };
     (next, vec![Effect::Resume(guard), Effect::CopyRound(round)])
 }

@@ -13,6 +13,8 @@ pub(super) struct Timeline {
     pub(super) saved: Option<Instant>,
     pub(super) last_sent: Option<Instant>,
     pub(super) decided: Option<Instant>,
+    /// The target missed no page any more, where memory followed the guest.
+    pub(super) all_there: Option<Instant>,
     cpu_s_at_start: f64,
 }
 
@@ -25,8 +27,14 @@ impl Timeline {
             saved: None,
             last_sent: None,
             decided: None,
+            all_there: None,
             cpu_s_at_start: process_cpu_s(),
         }
+    }
+
+    /// When the move was over.
+    pub(super) fn ended(&self) -> Instant {
+        self.all_there.or(self.decided).unwrap_or_else(Instant::now)
     }
 
     pub(super) fn cpu_s(&self) -> f64 {

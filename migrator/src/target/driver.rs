@@ -3,21 +3,24 @@
 use super::state::{Effect, Event, Target};
 use crate::{
     digest::memory_digest,
-    guest::TargetMachine,
+    guest::{TargetMachine, Wants},
     ownership::{CasOutcome, OwnerStore},
-    protocol::{FINAL_MARK, TargetReport, ToSource, ToTarget},
+    protocol::{FINAL_MARKS, STATE_PREFIX_BYTES, TargetReport, ToSource, ToTarget},
     source::{ask_until_answered, ms_between, process_cpu_s},
 };
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
-use vmotion_model::{HostName, OwnerRecord, error_chain};
+use vmotion_model::{FollowReport, HostName, OwnerRecord, error_chain};
 use vmotion_transport::{
     pages::{FrameDecoder, PageHasher},
-    session::{ControlReceiver, MoveTicket, TargetFacts, TargetListener, TargetSession, WireError, WireErrorCode},
+    session::{
+        ControlReceiver, DemandLane, MoveTicket, StateReceiver, TargetFacts, TargetListener, TargetSession, Urgent,
+        WireError, WireErrorCode,
+    },
 };
 
 /// What an arriving machine needs to know.
@@ -70,18 +73,34 @@ struct Driver<M, O> {
     store: Arc<O>,
     options: TargetOptions,
     session: Option<TargetSession>,
-    state: Option<Vec<u8>>,
+    /// The last saved state that came, and the final mark of the pause it belongs to.
+    state: Option<(u64, Vec<u8>)>,
     report: TargetReport,
     pause_noticed: Option<Instant>,
     cpu_s_at_start: f64,
+    /// What the tasks of the session say, once memory follows the guest.
+    inbox: Option<mpsc::UnboundedReceiver<Arrival>>,
+    /// The demand lane's thread.
+    urgent: Option<Urgent>,
+    /// Told when no page is missing any more.
+    all_here: Arc<Notify>,
 }
 
 /// What the tasks of a session tell the driver.
 enum Arrival {
     Message(ToTarget),
     Mark { flow: usize, mark: u64 },
-    State(Vec<u8>),
+    State { mark: u64, state: Vec<u8> },
     Lost(String),
+}
+
+/// What the source offered.
+#[derive(Clone, Copy)]
+struct Offer {
+    at: Instant,
+    digest: Option<[u8; 16]>,
+    mark: u64,
+    owes: bool,
 }
 
 impl<M: TargetMachine, O: OwnerStore> TargetMove<M, O> {
@@ -99,6 +118,9 @@ impl<M: TargetMachine, O: OwnerStore> TargetMove<M, O> {
             report: TargetReport::default(),
             pause_noticed: None,
             cpu_s_at_start: process_cpu_s(),
+            inbox: None,
+            urgent: None,
+            all_here: Arc::default(),
         };
         let (mut state, mut effect) = Target::Empty.step(Event::Built);
         let mut listener = Some(listener);
@@ -107,7 +129,7 @@ impl<M: TargetMachine, O: OwnerStore> TargetMove<M, O> {
             let event = match next {
                 Effect::Listen => until_cancelled(driver.listen(listener.take()), &cancel).await,
                 Effect::Fill => until_cancelled(driver.fill(), &cancel).await,
-                Effect::Load => driver.load().await,
+                Effect::Load { owed } => driver.load(owed).await,
                 Effect::Take => driver.take().await,
                 Effect::Run => match driver.run().await {
                     Ok(()) => break,
@@ -116,6 +138,14 @@ impl<M: TargetMachine, O: OwnerStore> TargetMove<M, O> {
                         return TargetOutcome::Failed { record, reason };
                     }
                 },
+                Effect::Pull => match driver.run().await {
+                    Ok(()) => driver.pull().await,
+                    Err(reason) => Event::Failed(reason),
+                },
+                Effect::Abandon => {
+                    driver.machine.abandon();
+                    break;
+                }
                 Effect::Destroy => break,
             };
             (state, effect) = state.step(event);
@@ -158,60 +188,53 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
         let Some(mut control) = session.take_receiver() else {
             return Event::Failed("there is no control stream".to_owned());
         };
-        let states = control.state_receiver();
-        let state_arrivals = arrivals.clone();
-        tokio::spawn(async move {
-            let arrival = match states.receive().await {
-                Ok(state) => Arrival::State(state),
-                Err(error) => Arrival::Lost(error_chain(&error)),
-            };
-            let _ = state_arrivals.send(arrival);
-        });
+        tokio::spawn(take_states(control.state_receiver(), arrivals.clone()));
         tokio::spawn(async move { hear(&mut control, &arrivals).await });
 
         let mut marks = vec![0; flows];
         let mut acknowledged = 0;
-        let mut offer: Option<(Instant, Option<[u8; 16]>)> = None;
+        let mut offer: Option<Offer> = None;
         while let Some(arrival) = inbox.recv().await {
             match arrival {
                 Arrival::Mark { flow, mark } => marks[flow] = mark,
-                Arrival::State(state) => self.state = Some(state),
+                Arrival::State { mark, state } => self.state = Some((mark, state)),
                 Arrival::Message(ToTarget::PauseSoon) => {
                     self.pause_noticed = Some(Instant::now());
                     let store = Arc::clone(&self.store);
                     tokio::spawn(async move { store.warm_up().await });
                 }
-                Arrival::Message(ToTarget::Offer { expected, digest }) => {
+                Arrival::Message(ToTarget::Offer { expected, digest, mark, owes }) => {
                     if expected != self.options.expected {
                         return Event::Failed("the offer names another owner record than this move's".to_owned());
                     }
-                    offer = Some((Instant::now(), digest));
+                    offer = Some(Offer { at: Instant::now(), digest, mark, owes });
                 }
                 Arrival::Message(ToTarget::Abort(error)) => return Event::Failed(error.to_string()),
                 Arrival::Lost(reason) => return Event::Failed(reason),
             }
             let everywhere = marks.iter().copied().min().unwrap_or(0);
-            if everywhere > acknowledged && everywhere != FINAL_MARK {
+            if everywhere > acknowledged && everywhere < FINAL_MARKS {
                 acknowledged = everywhere;
                 let Some(session) = &mut self.session else { break };
                 if let Err(error) = session.sender.send(&ToSource::RoundArrived { round: everywhere }).await {
                     return Event::Failed(error_chain(&error));
                 }
             }
-            if let Some((offered, digest)) = offer
-                && everywhere == FINAL_MARK
-                && self.state.is_some()
+            if let Some(Offer { at, digest, mark, owes }) = offer
+                && everywhere == mark
+                && self.state.as_ref().is_some_and(|(of, _)| *of == mark)
             {
-                self.report.fill_ms = ms_between(offered, Instant::now());
-                return self.verify(digest);
+                self.report.fill_ms = ms_between(at, Instant::now());
+                self.inbox = owes.then_some(inbox);
+                return self.verify(digest, owes);
             }
         }
         Event::Failed("the session ended".to_owned())
     }
 
     /// Compares all memory with the source's digest, when there is one.
-    fn verify(&mut self, digest: Option<[u8; 16]>) -> Event {
-        let Some(wanted) = digest else { return Event::AllArrived };
+    fn verify(&mut self, digest: Option<[u8; 16]>, owed: bool) -> Event {
+        let Some(wanted) = digest else { return Event::AllArrived { owed } };
         let start = Instant::now();
         let found = match tokio::task::block_in_place(|| memory_digest(&*self.machine)) {
             Ok(found) => found,
@@ -219,15 +242,91 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
         };
         self.report.digest_ms = ms_between(start, Instant::now());
         self.report.digest = Some(found);
-        if found == wanted { Event::AllArrived } else { Event::Failed("memory digests differ".to_owned()) }
+        if found == wanted { Event::AllArrived { owed } } else { Event::Failed("memory digests differ".to_owned()) }
     }
 
-    async fn load(&mut self) -> Event {
-        let Some(state) = self.state.take() else { return Event::Failed("there is no state".to_owned()) };
+    async fn load(&mut self, owed: bool) -> Event {
+        let Some((_, state)) = self.state.take() else { return Event::Failed("there is no state".to_owned()) };
         let start = Instant::now();
+        // Devices touch guest memory when they are loaded: it must be clear by then what they have to wait for.
+        if owed && let Err(reason) = self.follow() {
+            return Event::Failed(reason);
+        }
         let loaded = tokio::task::block_in_place(|| self.machine.restore(&state));
         self.report.load_ms = ms_between(start, Instant::now());
+        // Without the source the guest could not go on for long. Nobody has been asked for it yet.
+        while let Some(arrival) = self.inbox.as_mut().and_then(|inbox| inbox.try_recv().ok()) {
+            if let Arrival::Lost(reason) = arrival {
+                self.machine.abandon();
+                return Event::Failed(reason);
+            }
+        }
         loaded.map_or_else(|error| Event::Failed(error_chain(&error)), |()| Event::Loaded)
+    }
+
+    /// From here on a missing page is asked for when it is touched.
+    fn follow(&mut self) -> Result<(), String> {
+        let lane = self.session.as_mut().and_then(|session| session.demand.take());
+        let DemandLane { mut sender, receiver, urgent } =
+            lane.ok_or("pages are missing and there is no way to ask for them")?;
+        let (demand, mut demands) = mpsc::unbounded_channel::<Vec<u64>>();
+        self.machine
+            .follow(Wants { demand, all_here: Arc::clone(&self.all_here) })
+            .map_err(|error| error_chain(&error))?;
+        let runtime = urgent.handle().clone();
+        self.urgent = Some(urgent);
+        runtime.spawn(async move {
+            while let Some(mut pages) = demands.recv().await {
+                while let Ok(more) = demands.try_recv() {
+                    pages.extend(more);
+                }
+                // A lane that is lost is reported by its receiver.
+                if sender.ask(&pages).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let (machine, decoder) = (Arc::clone(&self.machine), FrameDecoder::new(PageHasher::new(&self.options.ticket)));
+        runtime.spawn(async move {
+            if let Err(error) = receiver.run(decoder, &*machine, |_| ()).await {
+                tracing::warn!(error = %error_chain(&error), "the demand lane ended");
+            }
+        });
+        Ok(())
+    }
+
+    /// The guest runs here; its memory follows.
+    async fn pull(&mut self) -> Event {
+        let began = Instant::now();
+        let Some(mut inbox) = self.inbox.take() else { return Event::Failed("there is no session".to_owned()) };
+        loop {
+            let arrival = tokio::select! {
+                biased;
+                () = self.all_here.notified() => break,
+                arrival = inbox.recv() => arrival,
+            };
+            match arrival {
+                Some(Arrival::Mark { flow, mark }) => {
+                    let flow = u8::try_from(flow).unwrap_or(u8::MAX);
+                    let Some(session) = &mut self.session else {
+                        return Event::Failed("there is no session".to_owned());
+                    };
+                    if let Err(error) = session.sender.send(&ToSource::Pushed { flow, mark }).await {
+                        return Event::Failed(error_chain(&error));
+                    }
+                }
+                Some(Arrival::Message(ToTarget::Abort(error))) => return Event::Failed(error.to_string()),
+                Some(Arrival::Lost(reason)) => return Event::Failed(reason),
+                Some(Arrival::Message(_) | Arrival::State { .. }) => {}
+                None => return Event::Failed("the session ended".to_owned()),
+            }
+        }
+        let report = FollowReport { duration_ms: ms_between(began, Instant::now()), ..self.machine.followed() };
+        if let Some(session) = &mut self.session {
+            // Unheard, the source learns of it when the session ends: it has nothing more to give.
+            let _ = session.sender.send(&ToSource::AllHere(report)).await;
+        }
+        Event::AllHere
     }
 
     /// Asks the record for the machine until it answers. The session no longer matters.
@@ -261,6 +360,10 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
     async fn finish(mut self, state: Target) -> TargetOutcome {
         let outcome = match state {
             Target::Running => TargetOutcome::Running(self.options.expected.handed_to(&self.options.host)),
+            Target::Stranded { reason } => TargetOutcome::Failed {
+                record: self.options.expected.handed_to(&self.options.host),
+                reason: format!("pages are missing that cannot be fetched any more: {reason}"),
+            },
             Target::Discarded { reason } => {
                 if let Some(session) = &mut self.session {
                     let detail: String = reason.chars().take(1000).collect();
@@ -292,6 +395,25 @@ async fn hear(control: &mut ControlReceiver, arrivals: &mpsc::UnboundedSender<Ar
         let arrival = match control.receive().await {
             Ok(Some(message)) => Arrival::Message(message),
             Ok(None) => Arrival::Lost("the source ended the session".to_owned()),
+            Err(error) => Arrival::Lost(error_chain(&error)),
+        };
+        let last = matches!(arrival, Arrival::Lost(_));
+        if arrivals.send(arrival).is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Saved states, one for each pause: that of a pause which was taken back is followed by another.
+async fn take_states(states: StateReceiver, arrivals: mpsc::UnboundedSender<Arrival>) {
+    loop {
+        let arrival = match states.receive().await {
+            Ok(mut state) if state.len() > STATE_PREFIX_BYTES => {
+                let body = state.split_off(STATE_PREFIX_BYTES);
+                let mark = state.try_into().map_or(0, u64::from_le_bytes);
+                Arrival::State { mark, state: body }
+            }
+            Ok(_) => Arrival::Lost("the saved state is empty".to_owned()),
             Err(error) => Arrival::Lost(error_chain(&error)),
         };
         let last = matches!(arrival, Arrival::Lost(_));

@@ -1,0 +1,46 @@
+//! Serving a guest that runs elsewhere already: what it waits for at once, the rest in good order.
+
+use crate::{copy::Copier, guest::SourceMachine, owed::OwedPages};
+use std::time::Duration;
+use vmotion_model::error_chain;
+use vmotion_transport::{
+    pages::{BatchEncoder, Codec, PageHasher},
+    session::DemandServer,
+};
+
+/// Mark on every flow after the last pushed page.
+pub(super) const LAST_MARK: u64 = u64::MAX - 1;
+/// Pushed batches, about a millisecond's worth each, that a flow has on the way on a path without delay: two on their way, one
+/// being placed.
+const AHEAD_MIN: u64 = 2;
+/// Batches more for each ms of round-trip time. They hold 64 pages at most, which is not a millisecond's worth of a fast path.
+const AHEAD_PER_MS: f64 = 3.0;
+/// 512 MiB on the way are enough for any path.
+const AHEAD_MAX: f64 = 2048.0;
+
+/// How many batches one flow may push ahead of what the target has placed.
+pub(super) fn batches_ahead(rtt: Duration) -> u64 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded and positive")]
+    let more = (rtt.as_secs_f64() * 1000.0 * AHEAD_PER_MS).min(AHEAD_MAX) as u64;
+    AHEAD_MIN + more
+}
+
+/// Answers demands until the target asks no more. A page is sent once: who asks for one that is on its way waits for that.
+pub(super) async fn serve<M: SourceMachine>(
+    mut server: DemandServer,
+    copier: &Copier<M>,
+    owed: &OwedPages,
+    hasher: PageHasher,
+) -> Result<(), String> {
+    // Compressing one page costs its waiter more than its bytes.
+    let mut encoder = BatchEncoder::new(hasher, Some(Codec::Raw));
+    while let Some(demands) = server.next().await.map_err(|error| error_chain(&error))? {
+        for index in demands {
+            owed.note_demand(index);
+            if let Some(frame) = copier.answer(index, owed, &mut encoder) {
+                server.answer(frame).await.map_err(|error| error_chain(&error))?;
+            }
+        }
+    }
+    Ok(())
+}
