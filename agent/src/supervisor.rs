@@ -205,15 +205,14 @@ impl Supervisor {
             identity: self.identity.clone(),
             controller: self.controller.clone(),
             peer_timeout_ms: u64::try_from(self.peer_timeout.as_millis()).unwrap_or(u64::MAX),
+            move_ports: (*self.ports.start(), *self.ports.end()),
         }
     }
 
     /// The first free port of the range.
     fn bind(&self) -> Result<UdpSocket, ApiError> {
-        for port in self.ports.clone() {
-            if let Ok(socket) = UdpSocket::bind((self.address, port)) {
-                return Ok(socket);
-            }
+        if let Some(socket) = bind_first_free(self.address, self.ports.clone()) {
+            return Ok(socket);
         }
         let (first, last) = (self.ports.start(), self.ports.end());
         let message = format!("No UDP port from {first} to {last} is free on {}", self.address);
@@ -381,4 +380,9 @@ fn to_status(state: ProcessState, alive: bool) -> MachineStatus {
 
 pub(crate) fn internal(error: &dyn std::fmt::Display) -> ApiError {
     ApiError::new(ErrorCode::Internal, error.to_string())
+}
+
+/// A UDP socket on the first free port of `ports`.
+pub(crate) fn bind_first_free(address: IpAddr, mut ports: RangeInclusive<u16>) -> Option<UdpSocket> {
+    ports.find_map(|port| UdpSocket::bind((address, port)).ok())
 }

@@ -200,6 +200,7 @@ fn outcome_in_words(outcome: &MoveOutcome) -> String {
         MoveOutcome::Cancelled => "cancelled".to_owned(),
         MoveOutcome::RolledBack { reason } => format!("rolled back: {reason}"),
         MoveOutcome::SourceLost { reason } => format!("source lost: {reason}"),
+        MoveOutcome::Stranded { reason } => format!("stranded: {reason}"),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
-use vmotion_model::{ByteSize, DatacenterName, DiskSpec, HostName, MachineName, MoveId};
+use vmotion_model::{ByteSize, DatacenterName, DiskSpec, HostName, MachineName, MoveId, Strategy};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 internal error; 2 invalid request; 3 not found; 4 conflict; 5 refused (the request is right, the \
@@ -291,6 +291,11 @@ pub(crate) struct MoveArguments {
     /// Bytes per second on the wire at most, such as 100M
     #[arg(long, value_name = "BYTES/S")]
     pub(crate) max_bandwidth: Option<ByteSize>,
+    /// How memory gets there: precopy (nothing can be lost until the switch-over), postcopy (the guest goes at once, memory follows;
+    /// until it has, losing a host or the path loses the guest), hybrid, or auto (precopy, and memory follows where it would not
+    /// converge)
+    #[arg(long, default_value_t = Strategy::Auto, value_name = "STRATEGY")]
+    pub(crate) strategy: Strategy,
     /// Compare a digest of all guest memory at both ends, inside the pause
     #[arg(long)]
     pub(crate) verify: bool,

@@ -111,6 +111,7 @@ pub(crate) const fn outcome_word(outcome: &MoveOutcome) -> &'static str {
         MoveOutcome::Cancelled => "cancelled",
         MoveOutcome::RolledBack { .. } => "rolled back",
         MoveOutcome::SourceLost { .. } => "source lost",
+        MoveOutcome::Stranded { .. } => "stranded",
     }
 }
 
@@ -143,6 +144,12 @@ pub(crate) fn operation(operation: &Operation) {
             println!("{id} lost its source; {machine} runs nowhere");
             println!("  reason     {reason}");
         }
+        Some(MoveOutcome::Stranded { reason }) => {
+            println!(
+                "{id} stranded {machine}: it had been handed over to {target}, and the rest of its memory is lost"
+            );
+            println!("  reason     {reason}");
+        }
         None => {
             println!("{id}: {machine} from {source} to {target} is under way");
             if let Some(progress) = progress {
@@ -170,6 +177,7 @@ fn summary(summary: &MoveSummary) {
         source_cpu_s,
         target_cpu_s,
         digests,
+        follow,
         ..
     } = summary;
     println!("  total      {total_ms:.0} ms (predicted {:.0} ms), {rounds} rounds", predicted.total_ms);
@@ -196,6 +204,18 @@ fn summary(summary: &MoveSummary) {
     );
     println!("  wire       {} of pages, {} in UDP datagrams", ByteSize(*wire_bytes), ByteSize(*udp_bytes));
     println!("  cpu        {source_cpu_s:.2} s source, {target_cpu_s:.2} s target (guest included)");
+    if let Some(follow) = follow {
+        println!(
+            "  followed   {} pages in {:.0} ms after the guest; it waited for {} of them: p50 {:.0}, p99 {:.0}, p99.9 {:.0}, at most {:.0} µs",
+            follow.missing_pages,
+            follow.duration_ms,
+            follow.demanded_pages,
+            follow.stall_p50_us,
+            follow.stall_p99_us,
+            follow.stall_p999_us,
+            follow.stall_max_us
+        );
+    }
     if let Some(digests) = digests {
         let verdict = if digests.equal() { "equal" } else { "DIFFERENT" };
         println!("  digests    {verdict}: {} {}", digests.source, digests.target);

@@ -126,6 +126,7 @@ pub(crate) fn numbers(progress: &MoveProgress) -> String {
         MovePhase::Preparing => "preparing",
         MovePhase::Copying => "copying",
         MovePhase::SwitchingOver => "switching over",
+        MovePhase::Following => "runs there, memory follows",
         MovePhase::Finished => "finished",
     };
     let eta = eta_ms.map_or_else(|| "?".to_owned(), |ms| format!("{:.1} s", Duration::from_millis(ms).as_secs_f64()));

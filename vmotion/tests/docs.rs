@@ -6,9 +6,9 @@ use serde_json::Value;
 use std::{collections::BTreeSet, process::Command};
 use vmotion_api::{MachineView, Operation};
 use vmotion_model::{
-    ApiError, Backing, ByteSize, CpuModel, DigestReport, DirtySource, DiskSpec, DowntimeReport, Epoch, ErrorCode, Host,
-    HostCapacity, HostState, Judgement, MachineSpec, MachineState, MoveId, MoveOutcome, MovePhase, MoveProgress,
-    MoveRequest, MoveSummary, PageCounts, Placement, Prediction, Verdict,
+    ApiError, Backing, ByteSize, CpuModel, DigestReport, DirtySource, DiskSpec, DowntimeReport, Epoch, ErrorCode,
+    FollowReport, Host, HostCapacity, HostState, Judgement, MachineSpec, MachineState, MoveId, MoveOutcome, MovePhase,
+    MoveProgress, MoveRequest, MoveSummary, PageCounts, Placement, Prediction, Strategy, Verdict,
 };
 
 const PAGE: &str = include_str!("../../docs/cli.md");
@@ -101,6 +101,7 @@ fn summary() -> MoveSummary {
         source_cpu_s: 0.1,
         target_cpu_s: 0.1,
         digests: Some(DigestReport { source: String::new(), target: String::new() }),
+        follow: Some(FollowReport::default()),
     }
 }
 
@@ -200,6 +201,7 @@ fn the_fields_of_every_object_are_those_documented() {
         ("MoveOutcome", fields(&outcome)),
         ("MoveSummary", fields(&summary())),
         ("DowntimeReport", fields(&downtime)),
+        ("FollowReport", fields(&FollowReport::default())),
         ("Prediction", fields(&predicted)),
         ("PageCounts", fields(&pages)),
         ("DigestReport", fields(&digests)),
@@ -225,12 +227,16 @@ fn every_word_that_a_field_can_hold_is_documented() {
         [HostState::Up, HostState::Gone].map(word).to_vec(),
         [Backing::Memfd, Backing::Huge2m].map(word).to_vec(),
         [DirtySource::Auto, DirtySource::Log, DirtySource::Ring].map(word).to_vec(),
-        [MovePhase::Preparing, MovePhase::Copying, MovePhase::SwitchingOver, MovePhase::Finished].map(word).to_vec(),
+        [MovePhase::Preparing, MovePhase::Copying, MovePhase::SwitchingOver, MovePhase::Following, MovePhase::Finished]
+            .map(word)
+            .to_vec(),
+        Strategy::ALL.map(word).to_vec(),
         [
             MoveOutcome::Moved,
             MoveOutcome::Cancelled,
             MoveOutcome::RolledBack { reason: reason() },
             MoveOutcome::SourceLost { reason: reason() },
+            MoveOutcome::Stranded { reason: reason() },
         ]
         .map(|outcome| word(&serde_json::to_value(outcome).unwrap()["result"]))
         .to_vec(),

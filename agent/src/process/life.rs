@@ -4,7 +4,7 @@ use super::{
     Launch, ProcessState, Purpose, attach, checkpoint::checkpoint, control, outgoing::Outgoing, owner::ControllerStore,
     snapshot,
 };
-use crate::directory::MachineDirectory;
+use crate::{directory::MachineDirectory, supervisor::bind_first_free};
 use std::{
     net::UdpSocket,
     os::fd::AsFd as _,
@@ -84,6 +84,11 @@ pub(super) async fn live(directory: MachineDirectory, launch: Launch) -> Result<
         life.receive(arrival).await;
     }
     life.end.notified().await;
+    let ProcessState { state, reason, .. } = life.state();
+    if state == MachineState::Failed {
+        // Its threads may wait for pages that will not come; they end with the process.
+        return Err(reason.unwrap_or_else(|| "the machine failed".to_owned()));
+    }
     life.machine.stop();
     life.save_state();
     Ok(())
@@ -202,11 +207,17 @@ impl Life {
         let socket = socket.map_err(|error| format!("Cannot use the UDP socket: {error}"))?;
         let tuning = self.launch.tuning();
         let expected = ExpectedPeer::Exactly(Principal::Host(record.owner.clone()));
-        let listener = TargetListener::new(socket, &self.identity, expected, ticket.clone(), tuning)
+        let address = socket.local_addr().map_err(|error| format!("Cannot use the UDP socket: {error}"))?.ip();
+        let mut listener = TargetListener::new(socket, &self.identity, expected, ticket.clone(), tuning)
             .map_err(|error| error_chain(&error))?;
+        // Without a second port memory cannot follow a guest here; everything else works.
+        let (first, last) = self.launch.move_ports;
+        if let Some(demand) = bind_first_free(address, first..=last) {
+            listener = listener.with_demand_lane(demand).map_err(|error| error_chain(&error))?;
+        }
         let target = KvmTarget::new(Arc::clone(&self.machine)).map_err(|error| error_chain(&error))?;
         let facts = TargetFacts {
-            features: std::collections::BTreeSet::new(),
+            features: KvmTarget::features(),
             layout: self.machine.memory().layout().clone(),
             cpu: self.machine.cpu_model().clone(),
             cpus: self.launch.spec.cpus,
@@ -231,7 +242,7 @@ impl Life {
         let entered = Arc::clone(self);
         let entered = move |state| {
             entered.arrival_entered(state);
-            if state == "running" {
+            if matches!(state, "running" | "pulling") {
                 // Beside the guest's going on, not before it.
                 let life = Arc::clone(&entered);
                 tokio::spawn(async move { life.save_state() });
@@ -273,7 +284,7 @@ impl Life {
         if entered == "armed" {
             self.console_begins_at(self.machine.console().offset());
         }
-        if entered == "running" {
+        if matches!(entered, "running" | "pulling") {
             // Only in memory: the guest still stands, and must not wait for a file.
             let mut state = lock(&self.state);
             state.state = MachineState::Running;
@@ -320,10 +331,15 @@ impl Life {
                 format!("The owner record is of {}, the machine runs with {}", request.record.epoch, record.epoch);
             return Err(ApiError::new(ErrorCode::Conflict, message));
         }
-        let state = self.state().state;
+        let ProcessState { state, move_id, .. } = self.state();
         if state != MachineState::Running {
             let message = format!("Machine {} does not run", self.launch.spec.name);
             return Err(ApiError::new(ErrorCode::Refused, message));
+        }
+        if let Some(arriving) = move_id {
+            let message =
+                format!("Machine {} runs here, but its memory still follows ({arriving})", self.launch.spec.name);
+            return Err(ApiError::new(ErrorCode::Conflict, message));
         }
         let started = Outgoing::start(Arc::clone(self), request);
         let report = started.report();
@@ -345,7 +361,8 @@ impl Life {
             tracing::error!(%error, "the report of {id} cannot be written");
         }
         let Some(summary) = &report.summary else { return };
-        let moved = summary.outcome == MoveOutcome::Moved;
+        // Stranded or not, it was handed over.
+        let moved = matches!(summary.outcome, MoveOutcome::Moved | MoveOutcome::Stranded { .. });
         self.change(|state| {
             state.move_id = None;
             if moved {
@@ -382,7 +399,7 @@ impl Life {
         }
         self.arrival.cancel();
         let mut state = self.arrival_state.subscribe();
-        let decided = |state: &&'static str| matches!(*state, "armed" | "running" | "discarded");
+        let decided = |state: &&'static str| matches!(*state, "armed" | "pulling" | "running" | "discarded");
         match state.wait_for(decided).await.map(|state| *state) {
             Ok("discarded") => Ok(()),
             _ => Err(ApiError::new(

@@ -64,6 +64,8 @@ pub struct Launch {
     pub controller: String,
     /// Silence after which the other end of a move counts as lost, in ms.
     pub peer_timeout_ms: u64,
+    /// UDP ports for arrivals, first and last.
+    pub move_ports: (u16, u16),
 }
 
 impl Launch {
@@ -115,5 +117,8 @@ pub fn run(directory: &Path) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| format!("Cannot start the runtime: {error}"))?;
-    runtime.block_on(life::live(directory, launch))
+    let lived = runtime.block_on(life::live(directory, launch));
+    // Threads of a machine that failed may wait for ever; they end with the process.
+    runtime.shutdown_background();
+    lived
 }

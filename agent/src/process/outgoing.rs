@@ -4,16 +4,19 @@ use super::{
     checkpoint::checkpoint,
     life::{Life, lock},
 };
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
 use tokio_util::sync::CancellationToken;
 use vmotion_api::{MoveReport, OutgoingRequest};
 use vmotion_machine::STATE_VERSION;
 use vmotion_migrator::{
-    KvmSource,
+    KvmSource, Plan,
     source::{SourceMove, SourceOptions},
 };
-use vmotion_model::{MoveId, PAGE_SIZE};
-use vmotion_transport::session::{Hello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
+use vmotion_model::{MoveId, PAGE_SIZE, Strategy};
+use vmotion_transport::session::{FEATURE_POST_COPY, Hello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
 
 /// A move away that runs or ran.
 pub(super) struct Outgoing {
@@ -73,7 +76,7 @@ fn options(life: &Life, request: OutgoingRequest) -> SourceOptions {
     let hello = Hello {
         version_min: WIRE_VERSION_MIN,
         version_max: WIRE_VERSION_MAX,
-        features: std::collections::BTreeSet::new(),
+        features: features(request.strategy),
         page_size: PAGE_SIZE,
         layout: life.machine.memory().layout().clone(),
         cpu: life.machine.cpu_model().clone(),
@@ -85,4 +88,10 @@ fn options(life: &Life, request: OutgoingRequest) -> SourceOptions {
         flows: tuning.flows,
     };
     SourceOptions { record, target, address, local: None, ticket, hello, request, tuning }
+}
+
+/// What this source asks of its target.
+fn features(strategy: Strategy) -> BTreeSet<String> {
+    let follows = Plan::may_hand_over(strategy);
+    follows.then(|| FEATURE_POST_COPY.to_owned()).into_iter().collect()
 }

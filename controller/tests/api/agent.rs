@@ -138,6 +138,7 @@ impl FakeAgent {
                 source_cpu_s: 0.1,
                 target_cpu_s: 0.1,
                 digests: None,
+                follow: None,
             };
             book.reports.entry(id.clone()).or_default().summary = Some(summary);
         });

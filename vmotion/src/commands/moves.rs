@@ -14,11 +14,12 @@ const EXIT_NOT_MOVED: u8 = 8;
 
 pub(super) async fn start(arguments: MoveArguments, global: &Global) -> Result<()> {
     let client = context::client(global)?;
-    let MoveArguments { machine, to, max_downtime, max_bandwidth, verify, dry_run, detach } = arguments;
+    let MoveArguments { machine, to, max_downtime, max_bandwidth, strategy, verify, dry_run, detach } = arguments;
     let request = MoveRequest {
         downtime_ms_max: max_downtime,
         bandwidth_max: max_bandwidth.map(vmotion_model::ByteSize::bytes),
         verify,
+        strategy,
         ..MoveRequest::default()
     };
     let command = MoveCommand { machine, to, request, dry_run };
