@@ -2,7 +2,7 @@
 
 use crate::{
     app::{App, lock},
-    error::{conflict, not_found, refused},
+    error::{conflict, invalid, not_found, refused},
     inventory::unix_ms,
     machines,
     once::Once,
@@ -37,6 +37,7 @@ struct Movable {
 
 /// Where a move would go.
 pub(crate) async fn place(app: &App, command: &MoveCommand) -> Result<Placement, ApiError> {
+    command.request.validate().map_err(invalid)?;
     let movable = load_movable(app, &command.machine).await?;
     place_movable(app, command, &movable).await
 }
@@ -95,6 +96,7 @@ pub(crate) async fn start(app: &Arc<App>, command: MoveCommand, once: Once) -> R
         let id: MoveId = made.parse().map_err(|_| forgotten())?;
         return find(app, &id).await.map_err(|_| forgotten());
     }
+    command.request.validate().map_err(invalid)?;
     let movable = load_movable(app, &command.machine).await?;
     let placement = place_movable(app, &command, &movable).await?;
     let target = chosen(&placement, &command.machine)?;

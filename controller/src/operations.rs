@@ -80,6 +80,8 @@ pub(crate) enum Event {
     SourceSilent(String),
     /// The record names the target, and the source has nothing more to say.
     RecordNamesTarget,
+    /// The record names the target, and what it has of the machine cannot run: memory was still to follow.
+    Stranded(String),
 }
 
 /// What follows from an event.
@@ -100,6 +102,7 @@ impl Phase {
         match (self, event) {
             (Self::Finished, _) => Next::Again(None),
             (_, Event::RecordNamesTarget) => Next::Finish(MoveOutcome::Moved, None),
+            (_, Event::Stranded(reason)) => Next::Finish(MoveOutcome::Stranded { reason }, None),
             (_, Event::Summary(summary)) => Next::Finish(summary.outcome.clone(), Some(summary)),
 
             (Self::Preparing, Event::Cancelled) => Next::Finish(MoveOutcome::Cancelled, None),

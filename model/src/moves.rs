@@ -124,6 +124,22 @@ pub struct MoveRequest {
 }
 
 impl MoveRequest {
+    /// Do the wishes fit each other?
+    ///
+    /// # Errors
+    /// A sentence that names the fields, their values and what to do.
+    pub fn validate(&self) -> Result<(), String> {
+        let follows = matches!(self.strategy, Strategy::Postcopy | Strategy::Hybrid);
+        if self.verify && follows {
+            return Err(format!(
+                "verify and strategy {} contradict each other: digests of all memory are compared inside the pause, and part of it \
+                 follows later; use strategy precopy, or do not verify",
+                self.strategy
+            ));
+        }
+        Ok(())
+    }
+
     const fn default_downtime_ms_max() -> u32 {
         300
     }
@@ -358,4 +374,26 @@ pub struct MoveSummary {
     /// When memory followed the guest.
     #[serde(default)]
     pub follow: Option<FollowReport>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_of_all_memory_cannot_be_had_while_part_of_it_is_elsewhere() {
+        let request = |strategy| MoveRequest { verify: true, strategy, ..MoveRequest::default() };
+        let refused = request(Strategy::Postcopy).validate().unwrap_err();
+        assert!(refused.contains("strategy postcopy") && refused.contains("use strategy precopy"), "{refused}");
+        assert!(request(Strategy::Hybrid).validate().is_err());
+        assert!(request(Strategy::Auto).validate().is_ok() && request(Strategy::Precopy).validate().is_ok());
+    }
+
+    #[test]
+    fn a_strategy_is_read_as_it_is_written() {
+        for strategy in Strategy::ALL {
+            assert_eq!(strategy.to_string().parse(), Ok(strategy));
+        }
+        assert!("post-copy".parse::<Strategy>().unwrap_err().contains("auto, precopy, postcopy, hybrid"));
+    }
 }

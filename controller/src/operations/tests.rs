@@ -19,7 +19,10 @@ fn silent(patience_left: bool) -> Event {
 #[test]
 fn record_that_names_the_target_ends_every_phase_as_moved() {
     for phase in [Phase::Preparing, launching(), Phase::Copying, settling(lost())] {
-        assert_eq!(phase.step(Event::RecordNamesTarget), Next::Finish(MoveOutcome::Moved, None));
+        assert_eq!(phase.clone().step(Event::RecordNamesTarget), Next::Finish(MoveOutcome::Moved, None));
+        let reason = "pages are missing".to_owned();
+        let stranded = Next::Finish(MoveOutcome::Stranded { reason: reason.clone() }, None);
+        assert_eq!(phase.step(Event::Stranded(reason)), stranded);
     }
 }
 

@@ -42,6 +42,13 @@ impl Questioner {
 
     /// Asks the question of the phase.
     pub(super) async fn ask(&mut self, app: &App, record: &MoveRecord) -> Result<Event, ApiError> {
+        match self.ask_by_phase(app, record).await? {
+            Event::RecordNamesTarget => Ok(ask_new_owner(app, record).await),
+            event => Ok(event),
+        }
+    }
+
+    async fn ask_by_phase(&mut self, app: &App, record: &MoveRecord) -> Result<Event, ApiError> {
         match &record.phase {
             Phase::Preparing if record.cancel => Ok(Event::Cancelled),
             Phase::Preparing => Ok(self.ask_target(app, record).await),
@@ -227,6 +234,22 @@ impl Questioner {
                 Some(_) | None => self.target_silent(error.to_string()),
             },
         })
+    }
+}
+
+/// The source has nothing more to say, and the machine is the target's: does it run there, all of it? Who does not answer is believed
+/// to be what the record says.
+async fn ask_new_owner(app: &App, record: &MoveRecord) -> Event {
+    let Operation { id, machine, target, .. } = &record.operation;
+    let Ok(agent) = app.agent(target) else { return Event::RecordNamesTarget };
+    match timeout(REPORT_WITHIN, agent.machine(machine)).await {
+        Ok(Ok(status)) if status.state == MachineState::Failed => {
+            Event::Stranded(status.reason.unwrap_or_else(|| format!("it failed on {target}")))
+        }
+        Ok(Ok(status)) if status.move_id.as_ref() == Some(id) => Event::TargetCommitting(format!(
+            "Machine {machine} is {target}'s; it has not said yet that all of it is there"
+        )),
+        _ => Event::RecordNamesTarget,
     }
 }
 
