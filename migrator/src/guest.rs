@@ -95,6 +95,8 @@ pub trait TargetMachine: GuestPages + vmotion_transport::pages::PageSink + 'stat
         drop(wants);
         Err(GuestError("this machine cannot run before all its memory is there".to_owned()))
     }
+    /// Nothing is missing any more: the pause in which pages were declared missing was taken back.
+    fn forget_missing(&self) {}
     /// What following came to, its duration aside.
     fn followed(&self) -> FollowReport {
         FollowReport::default()

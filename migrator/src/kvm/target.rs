@@ -185,6 +185,10 @@ impl TargetMachine for KvmTarget {
         self.following.set(following).map_err(|_| GuestError("memory follows already".to_owned()))
     }
 
+    fn forget_missing(&self) {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).clear_all();
+    }
+
     fn followed(&self) -> FollowReport {
         self.following.get().map_or_else(FollowReport::default, Following::report)
     }

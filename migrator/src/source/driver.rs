@@ -6,8 +6,9 @@
 use super::{
     follow,
     pace::Pace,
+    sample::Sample,
     state::{Abort, Effect, Event, Source},
-    tasks::{Message, RateMeter, ask_until_answered, listen, pause_and_look, until},
+    tasks::{Message, RateMeter, ask_until_answered, fail_unless_over, listen, pause_and_look, until},
     timeline::{Timeline, ms_between},
 };
 use crate::{
@@ -116,6 +117,7 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
             pace: Pace::default(),
             remaining: 0,
             round_began: None,
+            sample: None,
             owed: None,
             final_mark: None,
             follow: None,
@@ -124,6 +126,8 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
         };
         driver.open();
         let plan = Plan::new(driver.options.request.strategy, rule);
+        // Both ends hold all memory at one moment only where none of it follows.
+        let plan = if driver.options.request.verify { plan.without_following() } else { plan };
         driver.drive(Source::new(plan), inbox, progress, entered).await
     }
 }
@@ -163,8 +167,10 @@ struct Driver<M: SourceMachine, O> {
     rate: RateMeter,
     pace: Pace,
     remaining: u64,
-    /// When the round at work began, and how many pages it has.
-    round_began: Option<(Instant, u64)>,
+    /// When the round at work began.
+    round_began: Option<Instant>,
+    /// Of the first round's pages.
+    sample: Option<Sample>,
     /// What follows the guest.
     owed: Option<Arc<OwedPages>>,
     /// Of the last pause.
@@ -287,6 +293,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             }
             Message::RoundDone { report, hopeless, remaining } => {
                 self.round_began = None;
+                self.sample = None;
                 self.remaining = report.remaining_pages;
                 lock(&self.estimator).feed(report.duration, report.remaining_pages);
                 self.last = Some(remaining);
@@ -328,27 +335,28 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         self.pace.look(&session.stats, &session.wire, self.options.tuning.flows);
     }
 
-    /// In the middle of a round: does copying lead anywhere? If not and memory may follow, the round ends where it is.
-    fn look_ahead(&self) {
-        let (Some((began, pages)), Some(tracker), Some(session)) = (self.round_began, &self.tracker, &self.session)
-        else {
+    /// May memory follow the guest, if that is better?
+    fn may_follow(&self) -> bool {
+        let request = &self.options.request;
+        let able = self.session.as_ref().is_some_and(|session| session.demand.is_some());
+        able && Plan::may_hand_over(request.strategy) && !request.verify
+    }
+
+    /// In the middle of the first round: does copying lead anywhere? If not and memory may follow, the round ends where it is.
+    fn look_ahead(&mut self) {
+        let (Some(began), Some(tracker), Some(sample)) = (self.round_began, &self.tracker, &mut self.sample) else {
             return;
         };
-        let Some(copier) = session.copier.as_ref().filter(|_| session.demand.is_some()) else { return };
-        if !Plan::may_hand_over(self.options.request.strategy) {
-            return;
-        }
-        let mut reported = PageBitmap::new(self.machine.layout().total_pages());
-        // Whoever holds the tracker is busy copying; the next look is soon.
-        let Ok(mut tracker) = tracker.try_lock() else { return };
-        let fetched = tokio::task::block_in_place(|| tracker.fetch(&mut reported));
-        drop(tracker);
-        let sent = self.counters.done();
-        // A page of this round stays reported until it is sent; all others were written since.
-        let again = reported.count().saturating_sub(pages.saturating_sub(sent));
-        if fetched.is_ok() && is_hopeless(sent, again, pages, began.elapsed().as_secs_f64()) {
-            tracing::info!(sent, again, pages, "the guest writes as fast as the path carries: handing over");
-            copier.cut_short();
+        let Some(written) = tokio::task::block_in_place(|| sample.written_per_s(tracker)) else { return };
+        let seconds = began.elapsed().as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "pages of a round")]
+        let sent = self.counters.done() as f64 / seconds;
+        if is_hopeless(written, sent, seconds) {
+            tracing::info!(written, sent, "the guest writes as fast as the path carries, in pages/s: handing over");
+            self.sample = None;
+            if let Some(copier) = self.session.as_ref().and_then(|session| session.copier.as_ref()) {
+                copier.cut_short();
+            }
         }
     }
 
@@ -377,6 +385,9 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             }
             Effect::CopyRound(round) => {
                 self.rounds = round;
+                if round == 1 && self.may_follow() {
+                    self.take_sample();
+                }
                 self.start_round(round);
                 None
             }
@@ -441,6 +452,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
     fn start_tracking(&mut self, track: bool) -> Result<(), String> {
         let session = self.session.as_mut().ok_or("there is no session")?;
         let strategy = self.options.request.strategy;
+        self.options.request.validate()?;
         if Plan::needs_following(strategy) && session.demand.is_none() {
             return Err(format!(
                 "the target cannot take pages after the hand-over, which strategy {strategy} needs (there, userfaultfd \
@@ -473,6 +485,15 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         Ok(())
     }
 
+    /// Before anything is copied. Without a sample the first round is copied to its end.
+    fn take_sample(&mut self) {
+        let (Some(tracker), Some(pages)) = (&self.tracker, &self.last) else { return };
+        match tokio::task::block_in_place(|| Sample::take(tracker, pages)) {
+            Ok(sample) => self.sample = sample,
+            Err(error) => tracing::warn!(error = %error_chain(&error), "no sample of what the guest writes"),
+        }
+    }
+
     /// Copies what is dirty in a task; ends in `RoundDone` or a failure.
     fn start_round(&mut self, round: u32) {
         let (Some(session), Some(pages)) = (&self.session, &self.last) else { return };
@@ -481,7 +502,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         let tracker = self.tracker.clone();
         let pages = if tracker.is_some() { Arc::clone(pages) } else { Arc::new(PageBitmap::new(pages.pages())) };
         self.owed = None;
-        self.round_began = Some((Instant::now(), pages.count()));
+        self.round_began = Some(Instant::now());
         let mut arrived = session.arrived.clone();
         let (events, stats) = (self.events.clone(), session.stats.clone());
         tokio::spawn(async move {
@@ -581,7 +602,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         let (owed, hasher, events) = (Arc::clone(owed), self.hasher.clone(), self.events.clone());
         server.runtime().spawn(async move {
             if let Err(reason) = follow::serve(server, &copier, &owed, hasher).await {
-                let _ = events.send(Message::Event(Event::Failed(reason)));
+                fail_unless_over(&events, reason).await;
             }
         });
     }
@@ -598,7 +619,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         let events = self.events.clone();
         tokio::spawn(async move {
             if let Err(error) = copier.perform(task, follow::LAST_MARK).await {
-                let _ = events.send(Message::Event(Event::Failed(error_chain(&error))));
+                fail_unless_over(&events, error_chain(&error)).await;
             }
         });
     }

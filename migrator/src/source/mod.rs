@@ -3,6 +3,7 @@
 mod driver;
 mod follow;
 mod pace;
+mod sample;
 pub mod state;
 mod tasks;
 mod timeline;

@@ -21,6 +21,9 @@ use vmotion_transport::session::{ControlReceiver, SourceSession};
 /// First and longest wait between two questions to a store that does not answer.
 const STORE_RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
+/// How long the target's last word may take.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 /// What tasks tell the loop.
 pub(super) enum Message<M: SourceMachine> {
     Event(Event<M::Paused>),
@@ -28,6 +31,14 @@ pub(super) enum Message<M: SourceMachine> {
     RoundDone { report: RoundReport, hopeless: bool, remaining: Arc<PageBitmap> },
     Paused { guard: M::Paused, remaining: Arc<PageBitmap>, asked: Instant, paused: Instant },
     FromTarget(ToSource),
+}
+
+/// A lane or a flow ended. A target that has everything closes them all, and what it said before may still be on its way to the loop:
+/// that comes first.
+pub(super) async fn fail_unless_over<M: SourceMachine>(events: &mpsc::UnboundedSender<Message<M>>, reason: String) {
+    tokio::time::sleep(LAST_WORD).await;
+    // Nobody listens when the move has ended meanwhile.
+    let _ = events.send(Message::Event(Event::Failed(reason)));
 }
 
 /// Stops the guest and finds what really remains. On failure the guest runs on.

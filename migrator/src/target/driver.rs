@@ -215,6 +215,8 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
             let everywhere = marks.iter().copied().min().unwrap_or(0);
             if everywhere > acknowledged && everywhere < FINAL_MARKS {
                 acknowledged = everywhere;
+                // A round after a pause means that the pause was taken back. The source declares nothing before it has heard of this.
+                self.machine.forget_missing();
                 let Some(session) = &mut self.session else { break };
                 if let Err(error) = session.sender.send(&ToSource::RoundArrived { round: everywhere }).await {
                     return Event::Failed(error_chain(&error));
