@@ -11,7 +11,11 @@ use vmotion_transport::{
 const PAGES: u64 = 128;
 const PAGE: usize = 4096;
 
-struct Memory(RefCell<Vec<u8>>);
+struct Memory {
+    bytes: RefCell<Vec<u8>>,
+    /// In use: pages are verified before they are placed.
+    live: bool,
+}
 
 impl PageSink for Memory {
     fn total_pages(&self) -> u64 {
@@ -20,23 +24,38 @@ impl PageSink for Memory {
     fn with_pages(&self, first: u64, pages: u64, use_bytes: &mut dyn FnMut(&mut [u8])) {
         // Panics when a range was not checked: that is the finding.
         let first = first as usize * PAGE;
-        use_bytes(&mut self.0.borrow_mut()[first..first + pages as usize * PAGE]);
+        use_bytes(&mut self.bytes.borrow_mut()[first..first + pages as usize * PAGE]);
     }
     fn zero_pages(&self, first: u64, pages: u64) {
         self.with_pages(first, pages, &mut |bytes| bytes.fill(0));
+    }
+    fn expect_pages(&self, first: u64, pages: u64) {
+        assert!(first + pages <= PAGES);
+    }
+    fn missing_pages(&self, first: u64, pages: u64) {
+        assert!(first + pages <= PAGES);
+    }
+    fn is_live(&self) -> bool {
+        self.live
+    }
+    fn place_verified(&self, first: u64, bytes: &[u8]) {
+        assert!(self.live && bytes.len() % PAGE == 0);
+        self.with_pages(first, (bytes.len() / PAGE) as u64, &mut |target| target.copy_from_slice(bytes));
     }
 }
 
 fuzz_target!(|data: &[u8]| {
     let hasher = PageHasher::new(&MoveTicket::from_bytes([7; 32]));
-    let memory = Memory(RefCell::new(vec![0; PAGES as usize * PAGE]));
     let Some((&[kind, piece], data)) = data.split_first_chunk::<2>() else { return };
+    let memory = Memory { bytes: RefCell::new(vec![0; PAGES as usize * PAGE]), live: kind & 128 != 0 };
     let mut stream = data.to_vec();
     if kind & 1 == 1 {
         // A valid stream with the fuzzer's bytes written over a part of it: this gets past headers and lengths.
         let known = KnownPages::all_zero(PAGES, &hasher);
         let codec = [Codec::Raw, Codec::Lz4, Codec::Zstd][usize::from(kind >> 1) % 3];
         let mut encoder = BatchEncoder::new(hasher.clone(), Some(codec));
+        encoder.announce(64, 64);
+        encoder.push_missing(100);
         for index in 0..8 {
             encoder.push(index * 3, &known, |page| {
                 for (at, byte) in page.iter_mut().enumerate() {

@@ -207,3 +207,63 @@ fn more_pages_announced_at_once_than_a_huge_page_has_are_refused() {
     let error = super::format::Run::parse(&run.to_bytes(), 1 << 20).unwrap_err();
     assert_eq!(error, FrameError::Announced { pages: 513 });
 }
+
+/// Memory that is in use: what is placed must have been verified.
+struct Live(Memory);
+
+impl PageSink for Live {
+    fn total_pages(&self) -> u64 {
+        self.0.total_pages()
+    }
+    fn with_pages(&self, _: u64, _: u64, _: &mut dyn FnMut(&mut [u8])) {
+        panic!("memory in use must not be written before its bytes are verified");
+    }
+    fn zero_pages(&self, first: u64, pages: u64) {
+        self.0.zero_pages(first, pages);
+    }
+    fn is_live(&self) -> bool {
+        true
+    }
+    fn place_verified(&self, first: u64, bytes: &[u8]) {
+        self.0.with_pages(first, (bytes.len() / PAGE) as u64, &mut |target| target.copy_from_slice(bytes));
+    }
+}
+
+fn frame_of(pages: &[(u64, u8)], codec: Codec) -> Vec<u8> {
+    let known = KnownPages::all_zero(64, &hasher());
+    let mut encoder = BatchEncoder::new(hasher(), Some(codec));
+    for (index, kind) in pages {
+        let bytes = content(*kind, *index);
+        encoder.push(*index, &known, |page| page.copy_from_slice(&bytes));
+    }
+    encoder.finish(&WireCost::default()).into_iter().flatten().flatten().collect()
+}
+
+#[test]
+fn memory_in_use_gets_whole_verified_pages() {
+    for codec in Codec::ALL {
+        let sink = Live(Memory::new(64));
+        let mut decoder = FrameDecoder::new(hasher());
+        // Scattered runs, and a page of zeros between them.
+        let pages = [(3, 1), (4, 2), (5, 0), (9, 1)];
+        for piece in frame_of(&pages, codec).chunks(1000) {
+            decoder.feed(piece, &sink, &mut |_| ()).unwrap();
+        }
+        for (index, kind) in pages {
+            let first = usize::try_from(index).unwrap() * PAGE;
+            assert_eq!(sink.0.0.borrow()[first..first + PAGE], content(kind, index), "{codec:?} page {index}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_frame_leaves_memory_in_use_as_it_was() {
+    for codec in Codec::ALL {
+        let sink = Live(Memory::new(64));
+        let mut frame = frame_of(&[(3, 1), (9, 1)], codec);
+        let last = frame.len() - 1;
+        frame[last] ^= 1;
+        assert!(FrameDecoder::new(hasher()).feed(&frame, &sink, &mut |_| ()).is_err(), "{codec:?}");
+        assert!(sink.0.0.borrow().iter().all(|byte| *byte == 0), "{codec:?}");
+    }
+}
