@@ -11,12 +11,9 @@
 
 mod harness;
 
-use harness::{Checkpoints, World, kill, name, process_of, skipped};
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
-use vmotion_model::{ByteSize, MachineName, MachineState, MoveOutcome, MoveRequest};
+use harness::{Checkpoints, Cut, World, kill, name, process_of, skipped};
+use std::time::{Duration, Instant};
+use vmotion_model::{ByteSize, MachineName, MachineState, MoveOutcome, MoveRequest, Strategy};
 
 const PLACES: [&str; 10] = [
     "source negotiated",
@@ -70,36 +67,6 @@ impl Random {
     }
 }
 
-/// Drops packets of one world's moves while it lives.
-struct Cut {
-    table: String,
-}
-
-impl Cut {
-    fn new(world: &World, controller_too: bool) -> Self {
-        let table = format!("vmotion_test_{}_{}", std::process::id(), world.move_ports.0);
-        let (first, last) = world.move_ports;
-        let mut rules = format!("udp dport {first}-{last} drop; udp sport {first}-{last} drop;");
-        if controller_too {
-            let port = world.controller_port();
-            rules.push_str(&format!(" tcp dport {port} drop; tcp sport {port} drop;"));
-        }
-        let script = format!("table inet {table} {{\nchain in {{\ntype filter hook input priority 0;\n{rules}\n}}\n}}");
-        assert!(nft(&script), "nft refused: {script}");
-        Self { table }
-    }
-}
-
-impl Drop for Cut {
-    fn drop(&mut self) {
-        nft(&format!("delete table inet {}", self.table));
-    }
-}
-
-fn nft(script: &str) -> bool {
-    Command::new("nft").arg(script).status().is_ok_and(|status| status.success())
-}
-
 struct Run {
     world: World,
     checkpoints: Checkpoints,
@@ -132,7 +99,9 @@ impl Run {
         let record = self.world.client.owner(&self.machine).await.unwrap();
         let (from, to) = if record.owner.as_str() == "h1" { ("h1", "h2") } else { ("h2", "h1") };
         self.checkpoints.set(place);
-        let operation = self.world.start_move(&self.machine, to, MoveRequest::default()).await;
+        // What is promised here is promised by pre-copy: whose memory follows depends on both hosts for a while.
+        let request = MoveRequest { strategy: Strategy::Precopy, ..MoveRequest::default() };
+        let operation = self.world.start_move(&self.machine, to, request).await;
         let held = tokio::time::timeout(PATIENCE, self.checkpoints.sprung()).await.expect("the state is entered");
         let early = self.random.below(2) == 0;
         let pause = Duration::from_millis(self.random.below(30));

@@ -5,9 +5,11 @@
 
 mod checkpoints;
 mod console;
+mod network;
 
 pub use checkpoints::Checkpoints;
 pub use console::ConsoleLog;
+pub use network::Cut;
 
 use std::{
     collections::HashMap,
