@@ -294,6 +294,33 @@ async fn a_round_first_and_the_rest_follows() {
     followed_there_and_back(test, Strategy::Hybrid, Content::Text, Pattern::Zipf).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_outruns_the_path_is_handed_over_and_misses_nothing() {
+    let test = "a_guest_that_outruns_the_path_is_handed_over_and_misses_nothing";
+    if kvm_is_missing(test) || vmotion_pager::probe().is_err() {
+        println!("skipped: {test}: needs KVM and userfaultfd");
+        return;
+    }
+    let cmdline = CommandLine::new()
+        .working_set_bytes(96 << 20)
+        .rate(Rate::BytesPerSecond(200 << 20))
+        .pattern(Pattern::Uniform)
+        .content(Content::Random);
+    let mut bench = Bench::boot(ByteSize::mib(256), cmdline, DirtySource::Auto);
+    bench.wait_for("READY", |line| matches!(line, ConsoleLine::Ready { .. }));
+    for _ in 0..2 {
+        let request = MoveRequest { bandwidth_max: Some(40 << 20), ..MoveRequest::default() };
+        let summary = bench.must_move(request).await;
+        show(&summary);
+        let follow = summary.follow.expect("a round that leads nowhere ends in a hand-over");
+        assert_eq!(summary.rounds, 1, "{follow:?}");
+        // Long enough for the guest to come across every page.
+        bench.wait_for("anything later", |line| matches!(line, ConsoleLine::Second(_)));
+        bench.wait_for("anything later", |line| matches!(line, ConsoleLine::Second(_)));
+    }
+    assert_eq!(bench.failures, Vec::<String>::new());
+}
+
 async fn there_and_back(test: &str, source: DirtySource, content: Content, moves: u32) {
     if kvm_is_missing(test) {
         return;

@@ -118,6 +118,7 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
             remaining: 0,
             round_began: None,
             sample: None,
+            unread: None,
             owed: None,
             final_mark: None,
             follow: None,
@@ -171,6 +172,8 @@ struct Driver<M: SourceMachine, O> {
     round_began: Option<Instant>,
     /// Of the first round's pages.
     sample: Option<Sample>,
+    /// Pages of the sample that a round which was cut short may not have read.
+    unread: Option<PageBitmap>,
     /// What follows the guest.
     owed: Option<Arc<OwedPages>>,
     /// Of the last pause.
@@ -291,9 +294,13 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                 self.keep_session(*session);
                 Some(Event::Opened { follows })
             }
-            Message::RoundDone { report, hopeless, remaining } => {
+            Message::RoundDone { mut report, hopeless, remaining } => {
                 self.round_began = None;
-                self.sample = None;
+                let sample = self.sample.take();
+                // A whole round has read everything; one that was cut short owes the sample.
+                self.unread = sample.filter(|_| hopeless).map(|sample| sample.pages().clone());
+                let remaining = self.with_unread(remaining);
+                report.remaining_pages = remaining.count();
                 self.remaining = report.remaining_pages;
                 lock(&self.estimator).feed(report.duration, report.remaining_pages);
                 self.last = Some(remaining);
@@ -302,6 +309,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             Message::Paused { guard, remaining, asked, paused } => {
                 self.timeline.pause_asked = Some(asked);
                 self.timeline.paused = Some(paused);
+                let remaining = self.with_unread(remaining);
                 self.remaining = remaining.count();
                 self.last = Some(remaining);
                 let rtt = self.session.as_ref().map_or(Duration::ZERO, |session| session.stats.least_rtt());
@@ -342,6 +350,14 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         able && Plan::may_hand_over(request.strategy) && !request.verify
     }
 
+    /// Dirty pages, and those of the sample that were not read since their dirty bits were cleared.
+    fn with_unread(&self, mut dirty: Arc<PageBitmap>) -> Arc<PageBitmap> {
+        if let Some(unread) = &self.unread {
+            Arc::make_mut(&mut dirty).or(unread);
+        }
+        dirty
+    }
+
     /// In the middle of the first round: does copying lead anywhere? If not and memory may follow, the round ends where it is.
     fn look_ahead(&mut self) {
         let (Some(began), Some(tracker), Some(sample)) = (self.round_began, &self.tracker, &mut self.sample) else {
@@ -353,7 +369,6 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         let sent = self.counters.done() as f64 / seconds;
         if is_hopeless(written, sent, seconds) {
             tracing::info!(written, sent, "the guest writes as fast as the path carries, in pages/s: handing over");
-            self.sample = None;
             if let Some(copier) = self.session.as_ref().and_then(|session| session.copier.as_ref()) {
                 copier.cut_short();
             }

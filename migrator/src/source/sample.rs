@@ -2,7 +2,8 @@
 //!
 //! What was sent and written again would mislead: a guest that writes in order writes either among what was sent, or not at all. The
 //! sample is spread evenly, and its dirty bits are cleared before the round begins; the round clears and reads those pages like
-//! all others later, so nothing is missed.
+//! all others later. A round that is cut short has not read all of them, and the tracker no longer reports those: **the sample then
+//! counts as dirty**.
 
 use crate::copy::{SharedTracker, lock};
 use std::time::{Duration, Instant};
@@ -46,6 +47,11 @@ impl Sample {
         }
         let per_page = round.count() as f64 / count as f64;
         Ok(Some(Self { pages, per_page, began: Instant::now(), written_per_s: None }))
+    }
+
+    /// The pages whose dirty bits were cleared.
+    pub(super) const fn pages(&self) -> &PageBitmap {
+        &self.pages
     }
 
     /// Different pages that the guest writes each second; `None` until that is known. Asks the tracker once.
