@@ -28,6 +28,8 @@ use vmotion_transport::{
     session::{TargetFacts, TargetListener},
 };
 
+/// How long answers on the control socket may take after the machine's end.
+const LAST_ANSWERS: Duration = Duration::from_millis(200);
 /// How long a prepared target waits for its source.
 const SOURCE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -91,6 +93,8 @@ pub(super) async fn live(directory: MachineDirectory, launch: Launch) -> Result<
     }
     life.machine.stop();
     life.save_state();
+    // Whoever asked for the end waits for an answer, which another task writes.
+    tokio::time::sleep(LAST_ANSWERS).await;
     Ok(())
 }
 

@@ -118,7 +118,9 @@ pub fn run(directory: &Path) -> Result<(), String> {
         .build()
         .map_err(|error| format!("Cannot start the runtime: {error}"))?;
     let lived = runtime.block_on(life::live(directory, launch));
-    // Threads of a machine that failed may wait for ever; they end with the process.
-    runtime.shutdown_background();
+    if lived.is_err() {
+        // Threads of a machine that failed may wait for ever; they end with the process.
+        runtime.shutdown_background();
+    }
     lived
 }
