@@ -340,7 +340,8 @@ impl Life {
             let message = format!("Machine {} does not run", self.launch.spec.name);
             return Err(ApiError::new(ErrorCode::Refused, message));
         }
-        if let Some(arriving) = move_id {
+        // An arrival that only has its last words to say does not hinder.
+        if let Some(arriving) = move_id.filter(|_| *self.arrival_state.borrow() == "pulling") {
             let message =
                 format!("Machine {} runs here, but its memory still follows ({arriving})", self.launch.spec.name);
             return Err(ApiError::new(ErrorCode::Conflict, message));
