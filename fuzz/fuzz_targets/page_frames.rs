@@ -55,7 +55,7 @@ fuzz_target!(|data: &[u8]| {
         let codec = [Codec::Raw, Codec::Lz4, Codec::Zstd][usize::from(kind >> 1) % 3];
         let mut encoder = BatchEncoder::new(hasher.clone(), Some(codec));
         encoder.announce(64, 64);
-        encoder.push_missing(100);
+        encoder.push_missing(100, 1);
         for index in 0..8 {
             encoder.push(index * 3, &known, |page| {
                 for (at, byte) in page.iter_mut().enumerate() {

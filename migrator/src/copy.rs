@@ -294,8 +294,9 @@ impl<M: GuestPages + ?Sized> Worker<M> {
 
     fn declare(&mut self, pages: &PageBitmap) -> Result<(), CopyError> {
         for range in self.ranges(pages.pages()) {
-            for index in pages.runs_in(range).flatten() {
-                self.encoder.push_missing(index);
+            for run in pages.runs_in(range) {
+                // By runs, not by pages: this is part of the pause.
+                self.encoder.push_missing(run.start, u32::try_from(run.end - run.start).unwrap_or(u32::MAX));
                 self.flush_if_full()?;
             }
         }

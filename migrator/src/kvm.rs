@@ -1,5 +1,25 @@
 //! The traits of [`crate::guest`] for real machines.
 
+/// Both ends read the same memory in the same way.
+macro_rules! pages_of_its_machine {
+    ($end:ty) => {
+        impl GuestPages for $end {
+            fn layout(&self) -> &MemoryLayout {
+                self.machine.memory().layout()
+            }
+
+            fn read_page(&self, index: u64, into: &mut [u8]) {
+                let read = self.machine.memory().read_page(index, into);
+                debug_assert!(read.is_ok(), "the engine reads pages of the layout only: {read:?}");
+            }
+
+            fn touched(&self) -> Result<PageBitmap, GuestError> {
+                Ok(self.machine.memory().allocated()?)
+            }
+        }
+    };
+}
+
 mod following;
 mod target;
 
@@ -31,20 +51,7 @@ impl KvmSource {
     }
 }
 
-impl GuestPages for KvmSource {
-    fn layout(&self) -> &MemoryLayout {
-        self.machine.memory().layout()
-    }
-
-    fn read_page(&self, index: u64, into: &mut [u8]) {
-        let read = self.machine.memory().read_page(index, into);
-        debug_assert!(read.is_ok(), "the engine reads pages of the layout only: {read:?}");
-    }
-
-    fn touched(&self) -> Result<PageBitmap, GuestError> {
-        Ok(self.machine.memory().allocated()?)
-    }
-}
+pages_of_its_machine!(KvmSource);
 
 impl SourceMachine for KvmSource {
     type Paused = PauseGuard;

@@ -148,20 +148,7 @@ impl PageSink for KvmTarget {
     }
 }
 
-impl GuestPages for KvmTarget {
-    fn layout(&self) -> &MemoryLayout {
-        self.machine.memory().layout()
-    }
-
-    fn read_page(&self, index: u64, into: &mut [u8]) {
-        let read = self.machine.memory().read_page(index, into);
-        debug_assert!(read.is_ok(), "the engine reads pages of the layout only: {read:?}");
-    }
-
-    fn touched(&self) -> Result<PageBitmap, GuestError> {
-        Ok(self.machine.memory().allocated()?)
-    }
-}
+pages_of_its_machine!(KvmTarget);
 
 impl TargetMachine for KvmTarget {
     fn restore(&self, state: &[u8]) -> Result<(), GuestError> {

@@ -137,10 +137,11 @@ impl BatchEncoder {
         }
     }
 
-    /// Says that page `index` will come only after the guest was handed over. Like a pushed page it may fill the batch.
-    pub fn push_missing(&mut self, index: u64) {
+    /// Says that the `pages` pages from `first` on will come only after the guest was handed over. Like a pushed page this may fill
+    /// the batch.
+    pub fn push_missing(&mut self, first: u64, pages: u32) {
         debug_assert!(!self.is_full(), "a full batch must be finished first");
-        self.extend_runs(index, Content::Missing);
+        self.runs.push(Run { first, pages, content: Content::Missing });
     }
 
     fn extend_runs(&mut self, index: u64, content: Content) {

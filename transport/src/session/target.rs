@@ -46,8 +46,6 @@ pub struct TargetSession {
     pub flows: Vec<FlowReceiver>,
     /// Pages on demand, where both ends can.
     pub demand: Option<DemandLane>,
-    /// What was agreed.
-    pub welcome: Welcome,
     /// What the source said of itself.
     pub hello: Hello,
     connections: Vec<quinn::Connection>,
@@ -153,7 +151,7 @@ impl TargetListener {
         let port = demand.as_ref().map(|door| door.port);
         let result = tokio::time::timeout(patience, gather(&mut opened, facts, port)).await;
         doors.iter().for_each(tokio::task::JoinHandle::abort);
-        let Gathered { connection, send, receive, hello, welcome, flows, demand: lane, mut connections } =
+        let Gathered { connection, send, receive, hello, flows, demand: lane, mut connections } =
             result.unwrap_or(Err(SessionError::Timeout(patience)))?;
         let mut demand_endpoint = None;
         let demand = lane.zip(demand).map(|((sender, receiver), DemandDoor { endpoint, urgent, .. })| {
@@ -164,7 +162,7 @@ impl TargetListener {
         let (sender, receiver) = control::pair(&connection, send, receive);
         let endpoints = std::iter::once(endpoint).chain(demand_endpoint).collect();
         let receiver = Some(receiver);
-        Ok(TargetSession { sender, receiver, flows, demand, welcome, hello, connections, endpoints })
+        Ok(TargetSession { sender, receiver, flows, demand, hello, connections, endpoints })
     }
 }
 
@@ -273,7 +271,6 @@ struct Gathered {
     send: quinn::SendStream,
     receive: quinn::RecvStream,
     hello: Hello,
-    welcome: Welcome,
     flows: Vec<FlowReceiver>,
     demand: Option<(DemandSender, FlowReceiver)>,
     connections: Vec<quinn::Connection>,
@@ -331,7 +328,7 @@ async fn gather(
         early.push(opened.recv().await.ok_or_else(gone)?);
     }
     let flows = slots.into_iter().flatten().collect();
-    Ok(Gathered { connection, send, receive, hello, welcome, flows, demand, connections })
+    Ok(Gathered { connection, send, receive, hello, flows, demand, connections })
 }
 
 /// Reads a hello and answers it; `None` when the peer is not worth an answer.
