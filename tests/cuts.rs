@@ -10,7 +10,7 @@ mod harness;
 
 use harness::{Cut, World, name, skipped};
 use std::time::Duration;
-use vmotion_model::{ByteSize, MachineName, MoveOutcome, MovePhase, MoveRequest, MoveSummary, Strategy};
+use vmotion_model::{ByteSize, MachineName, MachineState, MoveOutcome, MovePhase, MoveRequest, MoveSummary, Strategy};
 
 /// The issue's: a link that is gone for so long.
 const OUTAGE: Duration = Duration::from_secs(10);
@@ -85,4 +85,34 @@ async fn a_cut_while_pages_are_copied() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_while_memory_follows_the_guest() {
     survives("a_cut_while_memory_follows_the_guest", Strategy::Postcopy, MovePhase::Following).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_replaces_the_arrival_that_a_cut_one_left() {
+    if skipped("a_move_replaces_the_arrival_that_a_cut_one_left") {
+        return;
+    }
+    let world = World::start(PEER_TIMEOUT, None).await;
+    let machine: MachineName = name("vm1");
+    world.create(world.spec("vm1", ByteSize::mib(256), "ws=96M rate=1M content=random hb=10"), "h1").await;
+    world.wait_for_console(&machine, "READY").await;
+    let request = MoveRequest { bandwidth_max: Some(BANDWIDTH), ..MoveRequest::default() };
+    let first = world.start_move(&machine, "h2", request).await;
+    while world.status("h2", &machine).await.is_none_or(|status| status.state != MachineState::Incoming) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // The target does not hear that its move is over, and would wait for its source for a minute.
+    let gone = Cut::new(&world, false);
+    world.client.cancel(&first.id).await.unwrap();
+    let first = world.wait_for_outcome(&first, PATIENCE).await;
+    assert_eq!(first.outcome, Some(MoveOutcome::Cancelled));
+    drop(gone);
+    let left = world.status("h2", &machine).await.expect("the arrival is still there");
+    assert_eq!((left.state, left.move_id), (MachineState::Incoming, Some(first.id)));
+    let second = world.start_move(&machine, "h2", MoveRequest::default()).await;
+    let second = world.wait_for_outcome(&second, PATIENCE).await;
+    assert_eq!(second.outcome, Some(MoveOutcome::Moved));
+    assert_eq!(world.console(&machine).complaints(), Vec::<String>::new());
+    world.stop().await;
 }

@@ -102,7 +102,13 @@ impl Run {
         // What is promised here is promised by pre-copy: whose memory follows depends on both hosts for a while.
         let request = MoveRequest { strategy: Strategy::Precopy, ..MoveRequest::default() };
         let operation = self.world.start_move(&self.machine, to, request).await;
-        let held = tokio::time::timeout(PATIENCE, self.checkpoints.sprung()).await.expect("the state is entered");
+        let held = tokio::select! {
+            held = self.checkpoints.sprung() => held,
+            // A move that ends before has refused what it should have done.
+            over = self.world.wait_for_outcome(&operation, PATIENCE) => {
+                panic!("{place:?} was never entered by {} from {from} to {to}: {:?}", self.machine, over.outcome)
+            }
+        };
         let early = self.random.below(2) == 0;
         let pause = Duration::from_millis(self.random.below(30));
         let victim = match harm {

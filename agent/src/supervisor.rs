@@ -151,8 +151,9 @@ impl Supervisor {
             if status.pid.is_some() && status.move_id.as_ref() == Some(&request.move_id) {
                 return self.prepared_address(&directory);
             }
-            // What is left of an earlier attempt asks for a record of a lower epoch, which it can never be given any more.
-            let outdated = status.state == MachineState::Incoming && status.epoch < request.record.epoch;
+            // The controller begins a move only when the one before is over, and a move that is over without an owner here
+            // cannot be won here any more: what waits for its source is left of such a move, and has not noticed yet.
+            let outdated = status.state == MachineState::Incoming && status.epoch <= request.record.epoch;
             if status.pid.is_some() && outdated {
                 self.stop(name).await?;
             } else if status.pid.is_some() {

@@ -83,9 +83,14 @@ pub(super) async fn live(directory: MachineDirectory, launch: Launch) -> Result<
     let on_exit = Arc::clone(&life);
     life.machine.on_exit(move |reason| on_exit.guest_ended(&reason.to_string()));
     if let Some(arrival) = receiving {
-        life.receive(arrival).await;
+        tokio::select! {
+            () = life.receive(arrival) => life.end.notified().await,
+            // A machine that runs may end before all its memory has followed it.
+            () = life.end.notified() => {}
+        }
+    } else {
+        life.end.notified().await;
     }
-    life.end.notified().await;
     let ProcessState { state, reason, .. } = life.state();
     if state == MachineState::Failed {
         // Its threads may wait for pages that will not come; they end with the process.
@@ -254,11 +259,19 @@ impl Life {
         };
         let outcome = arrival.target.run(entered, self.arrival.clone()).await;
         match outcome {
-            TargetOutcome::Running(record) => self.change(|state| {
-                state.state = MachineState::Running;
-                state.epoch = record.epoch;
-                state.move_id = None;
-            }),
+            TargetOutcome::Running(record) => {
+                self.change(|state| {
+                    // Its guest may have ended since it began to run, or somebody has asked for its end before.
+                    if state.state == MachineState::Incoming {
+                        state.state = MachineState::Running;
+                    }
+                    state.epoch = record.epoch;
+                    state.move_id = None;
+                });
+                if self.state().state == MachineState::Stopped {
+                    self.end.notify_one();
+                }
+            }
             TargetOutcome::Failed { record, reason } => {
                 tracing::error!(%reason, "the machine is this host's, and cannot run");
                 self.change(|state| {
@@ -291,7 +304,9 @@ impl Life {
         if matches!(entered, "running" | "pulling") {
             // Only in memory: the guest still stands, and must not wait for a file.
             let mut state = lock(&self.state);
-            state.state = MachineState::Running;
+            if state.state == MachineState::Incoming {
+                state.state = MachineState::Running;
+            }
             state.epoch = self.launch.epoch.next();
         }
     }
@@ -304,13 +319,18 @@ impl Life {
         self.end.notify_one();
     }
 
-    /// Ends the machine; the process follows.
+    /// Ends the machine; the process follows. An arrival that asks the owner record hears its answer first.
     pub(super) fn stop(&self, reason: &str) -> ProcessState {
+        let arriving = self.state().state == MachineState::Incoming;
         self.change(|state| {
             state.state = MachineState::Stopped;
             state.reason = Some(reason.to_owned());
         });
-        self.end.notify_one();
+        if arriving {
+            self.arrival.cancel();
+        } else {
+            self.end.notify_one();
+        }
         self.state()
     }
 
