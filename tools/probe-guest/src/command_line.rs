@@ -194,6 +194,12 @@ impl CommandLine {
         self.with("disk_span", bytes)
     }
 
+    /// Whether every touch of a page is timed and a `T` line printed each second. Default no.
+    #[must_use]
+    pub fn touches(self, touches: bool) -> Self {
+        self.with("touches", u8::from(touches))
+    }
+
     /// TSC frequency, where the guest cannot find out by itself.
     #[must_use]
     pub fn tsc_khz(self, khz: u64) -> Self {
@@ -241,12 +247,13 @@ mod tests {
             .seconds(4)
             .disk_rate(6)
             .disk_span_bytes(4096)
+            .touches(true)
             .tsc_khz(2_000_000)
             .poweroff(0x600, 0x34);
         assert_eq!(
             line.to_string(),
             "ws=1048576 rate=max verify=5 content=allzero pattern=readmostly hb=1 beat=byte cpus=2 idle=spin fill=0 \
-             passes=3 seconds=4 disk_rate=6 disk_span=4096 tsc_khz=2000000 poweroff=0x600:0x34"
+             passes=3 seconds=4 disk_rate=6 disk_span=4096 touches=1 tsc_khz=2000000 poweroff=0x600:0x34"
         );
     }
 

@@ -76,6 +76,15 @@ pub struct Second {
     pub disks: Vec<DiskCounters>,
 }
 
+/// The `T` line of every second: a histogram since the guest's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touches {
+    /// The guest's clock, in µs since its start.
+    pub time_us: u64,
+    /// Shortest time of a bucket in µs, and its touches; ascending. Each reaches to a quarter of an octave above, the first to 4 µs.
+    pub buckets: Vec<(u64, u64)>,
+}
+
 /// A `CORRUPT` line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CorruptPage {
@@ -122,6 +131,8 @@ pub enum ConsoleLine {
     },
     /// `S …`
     Second(Second),
+    /// `T …`: how long touching a page took, when that was asked for.
+    Touches(Touches),
     /// `CORRUPT …`
     Corrupt(CorruptPage),
     /// `DISK-CORRUPT …`, in full.
@@ -199,6 +210,7 @@ impl ConsoleLine {
             "READY" => Self::Ready { filled: fields.number("filled")?, at_us: fields.number("at_us")? },
             "H" => heartbeat(rest)?,
             "S" => Self::Second(second(rest, &fields)?),
+            "T" => Self::Touches(touches(rest)?),
             "CORRUPT" => Self::Corrupt(corrupt(&fields)?),
             "DISK-CORRUPT" => Self::DiskCorrupt(line.to_owned()),
             "DISK-ERROR" => Self::DiskError(line.to_owned()),
@@ -226,7 +238,12 @@ impl ConsoleLine {
             | Self::Crash(_) => true,
             Self::End { errors, .. } | Self::Heartbeat { errors, .. } => *errors > 0,
             Self::Second(second) => second.corrupt > 0 || second.tsc_backwards > 0,
-            Self::Start(_) | Self::Ready { .. } | Self::Pong(_) | Self::Note(_) | Self::Unknown(_) => false,
+            Self::Start(_)
+            | Self::Ready { .. }
+            | Self::Touches(_)
+            | Self::Pong(_)
+            | Self::Note(_)
+            | Self::Unknown(_) => false,
         }
     }
 }
@@ -272,6 +289,16 @@ fn second(rest: &str, fields: &Fields<'_>) -> Option<Second> {
             .map(|[writes, reads, failed, corrupt]| DiskCounters { writes, reads, failed, corrupt })
             .collect(),
     })
+}
+
+fn touches(rest: &str) -> Option<Touches> {
+    let mut words = rest.split(' ');
+    let time_us = words.next()?.parse().ok()?;
+    let bucket = |word: &str| {
+        let (lower, count) = word.split_once(':')?;
+        Some((lower.parse().ok()?, count.parse().ok()?))
+    };
+    Some(Touches { time_us, buckets: words.map(bucket).collect::<Option<_>>()? })
 }
 
 fn corrupt(fields: &Fields<'_>) -> Option<CorruptPage> {

@@ -16,6 +16,7 @@ mod content_tests;
 pub use command_line::{Beat, CommandLine, Content, Idle, Pattern, Rate};
 pub use console::{
     BeatTracker, ConsoleEvent, ConsoleLine, ConsoleReader, CorruptPage, CpuCounters, DiskCounters, Second, Start,
+    Touches,
 };
 
 /// The guest: a PVH kernel (ELF64, XEN_ELFNOTE_PHYS32_ENTRY), loaded at 2 MiB.

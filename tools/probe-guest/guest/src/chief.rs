@@ -11,6 +11,7 @@ use crate::disk::Disks;
 use crate::power;
 use crate::serial::{Line, Serial};
 use crate::shared::{self, COUNTERS, MAILBOXES, Plan, STOP};
+use crate::touches;
 
 /// How often the console is looked at and the mailboxes are emptied, in µs.
 const POLL_US: u64 = 10_000;
@@ -150,6 +151,10 @@ impl Chief {
         let _ = writeln!(line);
         self.gap_us = 0;
         self.print(line.as_bytes());
+        if self.plan.options.touches {
+            let touches = touches::line(cpus, now_us);
+            self.print(touches.as_bytes());
+        }
     }
 
     fn poll(&mut self, now_us: u64) {

@@ -22,6 +22,7 @@ mod serial;
 mod shared;
 mod smp;
 mod stamp;
+mod touches;
 mod worker;
 
 use core::fmt::Write;

@@ -36,6 +36,8 @@ pub struct Options {
     pub disk_rate: u64,
     /// Bytes of each disk to use, from its start.
     pub disk_span: u64,
+    /// Time every touch of a page, and print a `T` line each second.
+    pub touches: bool,
     pub tsc_khz: Option<u64>,
     /// Port and byte that power the machine off.
     pub poweroff: Option<(u16, u8)>,
@@ -67,6 +69,7 @@ impl Default for Options {
             seconds: 0,
             disk_rate: 100,
             disk_span: 16 << 20,
+            touches: false,
             tsc_khz: None,
             poweroff: None,
             devices: [Device::default(); DEVICES_MAX],
@@ -156,6 +159,7 @@ impl Options {
             "seconds" => self.seconds = number(value)?,
             "disk_rate" => self.disk_rate = number(value)?,
             "disk_span" => self.disk_span = size(value)?,
+            "touches" => self.touches = choice(value, &[("1", true), ("0", false)])?,
             "tsc_khz" => self.tsc_khz = Some(number(value).filter(|khz| (1_000..=100_000_000).contains(khz))?),
             "poweroff" => {
                 let (port, byte) = value.split_once(':')?;

@@ -11,6 +11,7 @@ use crate::pattern::{Budget, Picker};
 use crate::serial::Line;
 use crate::shared::{self, COUNTERS, Counters, MAILBOXES, Plan, STOP};
 use crate::stamp::MEMORY_MAGIC;
+use crate::touches;
 
 /// Pages between two looks at the clock and, on vCPU 0, at the heartbeat.
 const BATCH_PAGES: usize = 16;
@@ -114,7 +115,7 @@ impl Worker {
             return false;
         }
         let page = self.picker.next_write();
-        let written = self.part.write(page, &mut self.clock);
+        let written = self.timed(|worker| worker.part.write(page, &mut worker.clock));
         self.account_write(written);
         for _ in 0..self.picker.reads_per_write() {
             let page = self.picker.next_read();
@@ -140,8 +141,19 @@ impl Worker {
         true
     }
 
+    /// Counts how long `touch` took, where that was asked for.
+    fn timed<T>(&mut self, touch: impl FnOnce(&mut Self) -> T) -> T {
+        if !self.plan.options.touches {
+            return touch(self);
+        }
+        let start_us = self.clock.now_us();
+        let result = touch(self);
+        touches::count(self.cpu, self.clock.now_us() - start_us);
+        result
+    }
+
     fn verify_page(&mut self, page: u64) -> bool {
-        match self.part.verify(page, &mut self.clock) {
+        match self.timed(|worker| worker.part.verify(page, &mut worker.clock)) {
             Ok(false) => false,
             Ok(true) => {
                 shared::count(&self.counters().verified);

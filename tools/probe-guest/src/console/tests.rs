@@ -43,6 +43,13 @@ fn heartbeat_and_second_are_read() {
 }
 
 #[test]
+fn touches_are_read() {
+    let expected = Touches { time_us: 1_528_222, buckets: vec![(0, 900), (5, 7), (1024, 1)] };
+    assert_eq!(ConsoleLine::parse("T 1528222 0:900 5:7 1024:1"), ConsoleLine::Touches(expected));
+    assert_eq!(ConsoleLine::parse("T 1 0:9 5"), ConsoleLine::Unknown("T 1 0:9 5".to_owned()));
+}
+
+#[test]
 fn corrupt_page_is_read_and_is_a_failure() {
     let line = "CORRUPT page=12 cpu=0 address=0x400000 expected_gen=5 found_gen=4 found_page=12 magic=ok sum=ok zero=0 \
                 written_us=1 at_us=2";
