@@ -17,7 +17,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use vmotion_probe_guest::{ConsoleEvent, ConsoleLine, ConsoleReader};
+use vmotion_probe_guest::{ConsoleEvent, ConsoleLine, ConsoleReader, Touches};
 
 /// How long a thread sits in one read.
 const READ_PATIENCE: Duration = Duration::from_millis(50);
@@ -33,6 +33,7 @@ struct Seen {
     attached: bool,
     ready: bool,
     written: u64,
+    touches: Option<Touches>,
 }
 
 /// Watches one console until it is dropped.
@@ -70,6 +71,11 @@ impl Console {
     /// Waits until a heartbeat came from here.
     pub(crate) fn wait_for_beat(&self, patience: Duration) -> Result<()> {
         wait_for("heartbeat at the target", patience, || Ok((!self.seen().beats.is_empty()).then_some(())))
+    }
+
+    /// The last histogram of touches.
+    pub(crate) fn touches(&self) -> Option<Touches> {
+        self.seen().touches.clone()
     }
 
     /// An error when the guest complained.
@@ -140,6 +146,7 @@ fn take(seen: &mut Seen, now: Instant, events: Vec<ConsoleEvent>) {
                 match line {
                     ConsoleLine::Ready { .. } => seen.ready = true,
                     ConsoleLine::Second(second) => seen.written = second.written,
+                    ConsoleLine::Touches(touches) => seen.touches = Some(touches),
                     _ => {}
                 }
             }
@@ -157,12 +164,44 @@ pub(crate) struct Beats {
     pub(crate) before_max_ms: f64,
     /// Longest while pages were copied.
     pub(crate) copying_max_ms: f64,
+    /// From the question to the first beat at the target.
+    pub(crate) handover_ms: f64,
+    /// Of the gaps at the target until the move was over.
+    pub(crate) after_p99_ms: f64,
+    /// Longest at the target.
+    pub(crate) after_max_ms: f64,
     /// Missing from the sequence over the whole time watched.
     pub(crate) missing: u64,
 }
 
-/// Compares both consoles; `began` and `moved` are when the move was asked for and when the watch before it began.
-pub(crate) fn compare(source: &Console, target: &Console, watched: Instant, asked: Instant) -> Result<Beats> {
+impl Beats {
+    /// Of a guest that did not move.
+    pub(crate) const UNKNOWN: Self = Self {
+        gap_ms: f64::NAN,
+        before_p99_ms: f64::NAN,
+        before_max_ms: f64::NAN,
+        copying_max_ms: f64::NAN,
+        handover_ms: f64::NAN,
+        after_p99_ms: f64::NAN,
+        after_max_ms: f64::NAN,
+        missing: 0,
+    };
+}
+
+/// When what happened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    /// The watch before the move began.
+    pub(crate) watched: Instant,
+    /// The move was asked for.
+    pub(crate) asked: Instant,
+    /// It was over.
+    pub(crate) over: Instant,
+}
+
+/// Compares both consoles.
+pub(crate) fn compare(source: &Console, target: &Console, times: Times) -> Result<Beats> {
+    let Times { watched, asked, over } = times;
     source.check()?;
     target.check()?;
     let (source, target) = (source.seen(), target.seen());
@@ -171,17 +210,21 @@ pub(crate) fn compare(source: &Console, target: &Console, watched: Instant, aske
     if target.written == 0 {
         bail!("the guest did not report at the target");
     }
-    let gaps = |from: Instant, to: Instant| -> Vec<f64> {
-        let within = source.beats.windows(2).filter(|pair| pair[0].0 >= from && pair[1].0 <= to);
+    let gaps = |beats: &[(Instant, u8)], from: Instant, to: Instant| -> Vec<f64> {
+        let within = beats.windows(2).filter(|pair| pair[0].0 >= from && pair[1].0 <= to);
         within.map(|pair| ms(pair[0].0, pair[1].0)).collect()
     };
-    let before = gaps(watched, asked);
+    let before = gaps(&source.beats, watched, asked);
+    let following = gaps(&target.beats, asked, over);
     let watched_beats = source.beats.iter().filter(|(at, _)| *at >= watched).chain(&target.beats);
     Ok(Beats {
         gap_ms: ms(last.0, first.0),
         before_p99_ms: stats::quantile(&before, 0.99),
         before_max_ms: stats::quantile(&before, 1.0),
-        copying_max_ms: stats::quantile(&gaps(asked, last.0), 1.0),
+        copying_max_ms: stats::quantile(&gaps(&source.beats, asked, last.0), 1.0),
+        handover_ms: ms(asked, first.0),
+        after_p99_ms: stats::quantile(&following, 0.99),
+        after_max_ms: stats::quantile(&gaps(&target.beats, asked, Instant::now()), 1.0),
         missing: missing(watched_beats.map(|(_, beat)| *beat)),
     })
 }

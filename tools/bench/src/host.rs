@@ -129,7 +129,11 @@ pub(crate) fn facts() -> Vec<String> {
             field("/proc/meminfo", "MemTotal")
         ),
         format!("Linux {}, {module}", first_line("uname", &["-r"])),
-        first_line(QEMU, &["--version"]),
+        format!(
+            "{}; its TCP uses {} here",
+            first_line(QEMU, &["--version"]),
+            fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default().trim()
+        ),
         format!("vmotion at commit {}", first_line("git", &["describe", "--always", "--dirty", "--abbrev=10"])),
         format!("load average at the end: {}", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim()),
     ];

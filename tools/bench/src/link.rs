@@ -1,16 +1,21 @@
-//! What lies between the two hosts: loopback, or 1 Gbit/s between two network namespaces.
+//! What lies between the two hosts: loopback, 1 Gbit/s between two network namespaces, or an emulated WAN between two.
 //!
-//! The namespaces are joined by a veth pair with MTU 1500, shaped by a token bucket at both ends. Offloads stay on, as on
+//! The 1 Gbit/s link is a veth pair with MTU 1500, shaped by a token bucket at both ends. Offloads stay on, as on
 //! a real card: TCP hands 64 KiB packets down, QUIC trains of datagrams. The bucket's burst is larger than either, so that
 //! neither is cut up or dropped for its size; the counters say how many packets were dropped.
 
-use crate::process::output;
+use crate::{
+    arguments::{Arguments, LinkChoice},
+    process::output,
+};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::{
+    fs, io,
     net::{IpAddr, Ipv4Addr},
     process::Command,
 };
+use vmotion_wan::{Direction, End, Impairments, Wan, WanOptions};
 
 /// One end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,17 +26,28 @@ pub(crate) enum Side {
 
 impl Side {
     const BOTH: [Self; 2] = [Self::Source, Self::Target];
+
+    const fn end(self) -> End {
+        match self {
+            Self::Source => End::A,
+            Self::Target => End::B,
+        }
+    }
 }
 
 /// Larger than any packet train the kernel builds (64 KiB and headers).
 const BURST: &str = "128kb";
 const DEVICE: &str = "move0";
+/// What an operator with such a link grants TCP, in bytes: several times what is in flight. The kernel's default of 4 MiB for what
+/// was sent would hold a connection below a third of 1 Gbit/s at 100 ms.
+const TCP_BUFFERS: &str = "4096 131072 67108864";
 
 /// A link that exists until this is dropped.
 #[derive(Debug)]
 pub(crate) enum Link {
     Loopback,
     Gigabit(Namespaces),
+    Wan(Box<Wan>),
 }
 
 /// Two namespaces with names nobody else uses.
@@ -48,8 +64,16 @@ pub(crate) struct LinkCounters {
 }
 
 impl Link {
+    pub(crate) fn start(choice: LinkChoice, arguments: &Arguments) -> Result<Self> {
+        match choice {
+            LinkChoice::Loopback => Ok(Self::Loopback),
+            LinkChoice::Wan => Self::wan(arguments),
+            LinkChoice::Gigabit | LinkChoice::All => Self::gigabit(arguments.queue_ms),
+        }
+    }
+
     /// Makes two namespaces and joins them.
-    pub(crate) fn gigabit(queue_ms: u32) -> Result<Self> {
+    fn gigabit(queue_ms: u32) -> Result<Self> {
         let pid = std::process::id();
         let namespaces = Namespaces { names: ["s", "t"].map(|side| format!("vmbench-{pid}-{side}")) };
         for name in &namespaces.names {
@@ -76,10 +100,43 @@ impl Link {
         Ok(link)
     }
 
-    pub(crate) fn name(&self) -> &'static str {
+    /// The queue is the emulator's default, what the rate carries in a round trip; the seed is always the same.
+    fn wan(arguments: &Arguments) -> Result<Self> {
+        let impairments = Impairments {
+            rate: Some(arguments.wan_rate),
+            delay: arguments.wan_rtt / 2,
+            loss: arguments.wan_loss,
+            ..Impairments::default()
+        };
+        let wan = Wan::start(&WanOptions { seed: 1, ..WanOptions::symmetric(impairments) })?;
+        for end in End::BOTH {
+            let set = || -> io::Result<()> {
+                fs::write("/proc/sys/net/ipv4/tcp_wmem", TCP_BUFFERS)?;
+                fs::write("/proc/sys/net/ipv4/tcp_rmem", TCP_BUFFERS)
+            };
+            wan.namespace(end).run(set)?.context("Cannot give TCP its buffers")?;
+        }
+        Ok(Self::Wan(Box::new(wan)))
+    }
+
+    pub(crate) fn name(&self) -> String {
         match self {
-            Self::Loopback => "loopback",
-            Self::Gigabit(_) => "1 Gbit/s",
+            Self::Loopback => "loopback".to_owned(),
+            Self::Gigabit(_) => "1 Gbit/s".to_owned(),
+            Self::Wan(wan) => {
+                let Impairments { rate, delay, loss, .. } = wan.impairments(Direction::AToB);
+                let rate = rate.map(|rate| format!("{rate}/s, ")).unwrap_or_default();
+                format!("WAN: {rate}RTT {:?}, {loss} loss", delay * 2)
+            }
+        }
+    }
+
+    /// What it carries, headers included.
+    pub(crate) fn bits_per_s(&self) -> Option<f64> {
+        match self {
+            Self::Loopback => None,
+            Self::Gigabit(_) => Some(1e9),
+            Self::Wan(wan) => wan.impairments(Direction::AToB).rate.map(|rate| rate.bits_per_s() as f64),
         }
     }
 
@@ -88,6 +145,7 @@ impl Link {
             (Self::Loopback, _) => Ipv4Addr::LOCALHOST.into(),
             (Self::Gigabit(_), Side::Source) => Ipv4Addr::new(10, 99, 0, 1).into(),
             (Self::Gigabit(_), Side::Target) => Ipv4Addr::new(10, 99, 0, 2).into(),
+            (Self::Wan(wan), side) => wan.address(side.end()),
         }
     }
 
@@ -95,20 +153,37 @@ impl Link {
     /// program: its process id stays.
     pub(crate) fn command(&self, side: Side, program: &str) -> Command {
         let mut command = Command::new("setsid");
-        let Self::Gigabit(Namespaces { names: [source, target] }) = self else {
-            command.arg(program);
-            return command;
+        let name = match (self, side) {
+            (Self::Loopback, _) => {
+                command.arg(program);
+                return command;
+            }
+            (Self::Gigabit(Namespaces { names: [source, _] }), Side::Source) => source,
+            (Self::Gigabit(Namespaces { names: [_, target] }), Side::Target) => target,
+            (Self::Wan(wan), side) => wan.namespace(side.end()).name(),
         };
-        let name = if side == Side::Source { source } else { target };
         command.args(["ip", "netns", "exec", name, program]);
         command
     }
 
-    /// What passed the shapers so far; nothing for loopback.
+    /// What passed so far; nothing for loopback.
     pub(crate) fn counters(&self) -> Result<Option<LinkCounters>> {
-        if matches!(self, Self::Loopback) {
-            return Ok(None);
+        match self {
+            Self::Loopback => Ok(None),
+            Self::Gigabit(_) => self.shaper_counters().map(Some),
+            Self::Wan(wan) => {
+                wan.check()?;
+                let mut sum = LinkCounters::default();
+                for link in Direction::BOTH.map(|direction| wan.counters(direction).link) {
+                    sum.bytes += link.offered.bytes;
+                    sum.drops += link.dropped.all().packets;
+                }
+                Ok(Some(sum))
+            }
         }
+    }
+
+    fn shaper_counters(&self) -> Result<LinkCounters> {
         let mut sum = LinkCounters::default();
         for side in Side::BOTH {
             let mut command = self.command(side, "tc");
@@ -119,7 +194,7 @@ impl Link {
             sum.bytes += number("bytes");
             sum.drops += number("drops");
         }
-        Ok(Some(sum))
+        Ok(sum)
     }
 }
 

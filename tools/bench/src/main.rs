@@ -13,6 +13,8 @@
 #![expect(clippy::print_stdout, reason = "a command that prints tables")]
 
 mod arguments;
+mod carried;
+mod columns;
 mod console;
 mod host;
 mod link;
@@ -24,6 +26,8 @@ mod report;
 mod sample;
 mod stats;
 mod suite;
+mod table;
+mod touches;
 mod usage;
 
 use arguments::Arguments;

@@ -5,8 +5,9 @@
 
 use crate::{
     link::{Link, Side},
-    process::{Running, output, output_of, wait_for},
+    process::{Running, output, output_of, output_within, wait_for},
     qemu::{TLS_NAME, free_port},
+    sample::OurMode,
     suite::{Guest, Movable, NotMoved, START_PATIENCE, Told},
     usage::{Who, running},
 };
@@ -16,6 +17,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 const SOURCE: &str = "h1";
@@ -131,23 +133,24 @@ impl Service {
 
     /// Runs a command of the operator; what it prints as JSON.
     fn ask(&self, link: &Link, words: &[&str]) -> Result<Value> {
+        let printed = output_of(self.command(link, words), &[0, EXIT_NOT_MOVED])?;
+        json_of(&printed, words)
+    }
+
+    fn command(&self, link: &Link, words: &[&str]) -> Command {
         let mut command = link.command(Side::Source, &self.program.display().to_string());
         command.args(words).args(["--json", "--controller", &self.url, "--identity", &self.identity("operator")]);
         command.env("VMOTION_HOME", &self.directory);
-        let printed = output_of(command, &[0, EXIT_NOT_MOVED])?;
-        if printed.is_empty() {
-            return Ok(Value::Null);
-        }
-        serde_json::from_slice(&printed).with_context(|| format!("vmotion {words:?} printed what is not JSON"))
+        command
     }
 
     /// Creates a machine at the source.
-    pub(crate) fn machine<'s>(&'s mut self, guest: &Guest, link: &'s Link) -> Result<Machine<'s>> {
+    pub(crate) fn machine<'s>(&'s mut self, mode: OurMode, guest: &Guest, link: &'s Link) -> Result<Machine<'s>> {
         self.machines += 1;
         let name = format!("vm{}", self.machines);
         let (kernel, memory, cpus) =
             (guest.kernel.display().to_string(), format!("{}M", guest.memory_bytes >> 20), guest.cpus.to_string());
-        let machine = Machine { service: self, link, name, operation: Value::Null };
+        let machine = Machine { service: self, link, name, mode, limit: guest.limit, operation: Value::Null };
         machine.service.ask(
             link,
             &[
@@ -181,6 +184,13 @@ impl Drop for Service {
     }
 }
 
+fn json_of(printed: &[u8], words: &[&str]) -> Result<Value> {
+    if printed.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(printed).with_context(|| format!("vmotion {words:?} printed what is not JSON"))
+}
+
 /// The `vmotion` that was built along with this program.
 fn beside_this() -> Result<PathBuf> {
     let here = std::env::current_exe().context("Cannot find this program")?;
@@ -193,6 +203,8 @@ pub(crate) struct Machine<'s> {
     service: &'s Service,
     link: &'s Link,
     name: String,
+    mode: OurMode,
+    limit: Duration,
     operation: Value,
 }
 
@@ -212,11 +224,18 @@ impl Movable for Machine<'_> {
 
     fn relocate(&mut self) -> Result<()> {
         // A move that did not happen has its own exit code, and still prints the operation.
-        self.operation = self.service.ask(self.link, &["move", &self.name, "--to", TARGET])?;
+        let mut words = vec!["move", self.name.as_str(), "--to", TARGET];
+        if let Some(strategy) = self.mode.strategy {
+            words.extend(["--strategy", strategy]);
+        }
+        // An interrupted `vmotion move` cancels, and waits for the end.
+        let command = self.service.command(self.link, &words);
+        let (late, printed) = output_within(command, &[0, EXIT_NOT_MOVED], self.limit)?;
+        self.operation = json_of(&printed, &words)?;
         if self.operation.pointer("/outcome/result").and_then(Value::as_str) != Some("moved") {
             let outcome = &self.operation["outcome"];
             let reason = outcome.get("reason").unwrap_or(outcome);
-            bail!(NotMoved(reason.to_string()));
+            bail!(if late { NotMoved::too_late() } else { NotMoved::refused(reason.to_string()) });
         }
         Ok(())
     }

@@ -4,8 +4,12 @@ use anyhow::{Context as _, Result, bail};
 use std::{
     fs::File,
     path::Path,
-    process::{Child, Command, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -15,7 +19,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 pub(crate) fn watch_interrupts() -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async {
             let (Ok(mut interrupt), Ok(mut terminate)) =
                 (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -55,7 +59,7 @@ pub(crate) fn wait_for<T>(
         if start.elapsed() > patience {
             bail!("no {what} within {patience:?}");
         }
-        std::thread::sleep(Duration::from_millis(2));
+        thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -106,6 +110,31 @@ pub(crate) fn output(command: Command) -> Result<Vec<u8>> {
 /// The same, for a command that has more exit codes to say that it worked.
 pub(crate) fn output_of(mut command: Command, good: &[i32]) -> Result<Vec<u8>> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("Cannot run {command:?}"))?;
+    printed(&command, output, good)
+}
+
+/// The same, for a command that is asked to end (SIGINT) after `limit`. Whether it was, and what it printed.
+pub(crate) fn output_within(mut command: Command, good: &[i32], limit: Duration) -> Result<(bool, Vec<u8>)> {
+    let context = format!("Cannot run {command:?}");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().context(context)?;
+    let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+    let (over, ended) = mpsc::channel::<()>();
+    let watch = thread::spawn(move || {
+        let late = ended.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout);
+        if let Some(pid) = pid.filter(|_| late) {
+            // It has not been waited for to its end, so the number is still its own.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+        }
+        late
+    });
+    let output = child.wait_with_output();
+    drop(over);
+    let late = watch.join().unwrap_or(false);
+    Ok((late, printed(&command, output?, good)?))
+}
+
+fn printed(command: &Command, output: Output, good: &[i32]) -> Result<Vec<u8>> {
     if !output.status.code().is_some_and(|code| good.contains(&code)) {
         let (said, printed) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
         bail!("{command:?} failed ({}): {}\n{}", output.status, said.trim(), printed.trim());

@@ -5,8 +5,8 @@ use crate::{
     link::{Link, Side},
     process::{Running, wait_for},
     qmp::Monitor,
-    sample::QemuMode,
-    suite::{Guest, MOVE_PATIENCE, Movable, NotMoved, START_PATIENCE, Told},
+    sample::{PostCopy, QemuMode},
+    suite::{Guest, Movable, NotMoved, START_PATIENCE, Told},
     usage::Who,
 };
 use anyhow::{Context as _, Result, bail};
@@ -15,12 +15,11 @@ use std::{
     net::TcpListener,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Far above any link: by default QEMU holds itself to 1 Gbit/s.
 const BANDWIDTH_BYTES_PER_S: u64 = 100_000_000_000;
-const CHANNELS: u32 = 2;
 /// The name in the target's certificate.
 pub(crate) const TLS_NAME: &str = "h2";
 /// In a namespace every port is free.
@@ -32,7 +31,8 @@ pub(crate) struct Pair {
     source: Half,
     target: Half,
     uri: String,
-    statistics: Value,
+    mode: QemuMode,
+    limit: Duration,
 }
 
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Pair {
         source.set_up(Side::Source, mode)?;
         target.set_up(Side::Target, mode)?;
         target.monitor.ask("migrate-incoming", json!({ "uri": uri }))?;
-        Ok(Self { source, target, uri, statistics: Value::Null })
+        Ok(Self { source, target, uri, mode, limit: guest.limit })
     }
 }
 
@@ -103,9 +103,16 @@ impl Half {
             parameters["max-bandwidth"] = BANDWIDTH_BYTES_PER_S.into();
             parameters["downtime-limit"] = mode.downtime_ms_max.into();
         }
-        if mode.multifd {
+        if mode.channels > 0 {
             capabilities.push(on("multifd"));
-            parameters["multifd-channels"] = CHANNELS.into();
+            parameters["multifd-channels"] = mode.channels.into();
+        }
+        if mode.post_copy != PostCopy::No {
+            capabilities.push(on("postcopy-ram"));
+            capabilities.push(on("postcopy-blocktime"));
+        }
+        if mode.post_copy == PostCopy::Preempt {
+            capabilities.push(on("postcopy-preempt"));
         }
         if mode.zstd {
             parameters["multifd-compression"] = "zstd".into();
@@ -121,12 +128,22 @@ impl Half {
         Ok(())
     }
 
+    /// Waits until the migration has a status.
+    fn wait_for_status(&mut self, wanted: &str, deadline: Instant) -> Result<()> {
+        self.wait_for_event(deadline, |event| match event.pointer("/data/status").and_then(Value::as_str) {
+            Some(status) if status == wanted => Ok(true),
+            Some(bad @ ("failed" | "cancelled" | "postcopy-paused")) => {
+                bail!(NotMoved::refused(format!("QEMU's migration is {bad}")))
+            }
+            _ => Ok(false),
+        })
+    }
+
     /// Waits for an event that `wanted` takes.
-    fn wait_for_event(&mut self, what: &str, wanted: impl Fn(&Value) -> Result<bool>) -> Result<()> {
-        let deadline = Instant::now() + MOVE_PATIENCE;
+    fn wait_for_event(&mut self, deadline: Instant, wanted: impl Fn(&Value) -> Result<bool>) -> Result<()> {
         loop {
             if Instant::now() > deadline {
-                bail!(NotMoved(format!("no {what} within {MOVE_PATIENCE:?}")));
+                bail!(NotMoved::too_late());
             }
             let Some(event) = self.monitor.next_event(deadline)? else { continue };
             if wanted(&event)? {
@@ -151,28 +168,32 @@ impl Movable for Pair {
     }
 
     fn relocate(&mut self) -> Result<()> {
+        let deadline = Instant::now() + self.limit;
         self.source.monitor.ask("migrate", json!({ "uri": self.uri }))?;
-        self.source.wait_for_event("end of the migration", |event| {
-            match event.pointer("/data/status").and_then(Value::as_str) {
-                Some("completed") => Ok(true),
-                Some(bad @ ("failed" | "cancelled")) => bail!(NotMoved(format!("QEMU's migration {bad}"))),
-                _ => Ok(false),
-            }
-        })?;
-        self.target.wait_for_event("running target", |event| Ok(event["event"] == "RESUME"))
+        if self.mode.post_copy == PostCopy::No {
+            self.source.wait_for_status("completed", deadline)?;
+            return self.target.wait_for_event(deadline, |event| Ok(event["event"] == "RESUME"));
+        }
+        self.source.wait_for_status("active", deadline)?;
+        self.source.monitor.ask("migrate-start-postcopy", json!({}))?;
+        self.source.wait_for_status("completed", deadline)?;
+        // The last page is there.
+        self.target.wait_for_status("completed", deadline)
     }
 
     fn told(&mut self) -> Result<Told> {
-        self.statistics = self.source.monitor.ask("query-migrate", json!({}))?;
+        let source = self.source.monitor.ask("query-migrate", json!({}))?;
+        let target = self.target.monitor.ask("query-migrate", json!({}))?;
         let number = |pointer: &str| {
-            let value = self.statistics.pointer(pointer).and_then(Value::as_f64);
+            let value = source.pointer(pointer).and_then(Value::as_f64);
             value.with_context(|| format!("query-migrate lacks {pointer}"))
         };
         Ok(Told {
             total_ms: number("/total-time")?,
-            downtime_ms: number("/downtime")?,
+            // Only of a migration that has come to its end.
+            downtime_ms: number("/downtime").unwrap_or(f64::NAN),
             wire_bytes: number("/ram/transferred")?,
-            detail: self.statistics.clone(),
+            detail: json!({ "source": source, "target": target }),
         })
     }
 }

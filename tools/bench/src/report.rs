@@ -1,24 +1,26 @@
 //! Tables: what was measured, and how ours stands against the best of QEMU.
 
 use crate::{
-    arguments::Arguments,
+    arguments::{Arguments, Table},
+    columns::{self, MIB, Measure},
     host,
     link::Link,
     sample::{Contestant, Sample},
     stats::{median, quantile},
+    table::Plan,
 };
 use std::fmt::Write as _;
 use vmotion_probe_guest::Content;
 
-const MIB: f64 = 1_048_576.0;
-const GIB: f64 = 1024.0 * MIB;
-
 /// One link and content.
 #[derive(Debug)]
 pub(crate) struct Section {
-    pub(crate) link: &'static str,
+    pub(crate) link: String,
+    pub(crate) link_bits_per_s: Option<f64>,
     pub(crate) content: Content,
-    pub(crate) memory_bytes: u64,
+    pub(crate) table: Table,
+    pub(crate) memory_bytes: f64,
+    pub(crate) working_set_bytes: f64,
     pub(crate) contestants: Vec<Contestant>,
     /// By contestant.
     pub(crate) samples: Vec<Vec<Sample>>,
@@ -27,46 +29,32 @@ pub(crate) struct Section {
 }
 
 impl Section {
-    pub(crate) fn new(link: &Link, content: Content, memory_bytes: u64, contestants: &[Contestant]) -> Self {
+    pub(crate) fn new(link: &Link, content: Content, plan: &Plan) -> Self {
+        let contestants = &plan.contestants;
         let samples = contestants.iter().map(|_| Vec::new()).collect();
         Self {
             link: link.name(),
+            link_bits_per_s: link.bits_per_s(),
             content,
-            memory_bytes,
-            contestants: contestants.to_vec(),
+            table: plan.table,
+            memory_bytes: plan.memory.bytes() as f64,
+            working_set_bytes: plan.working_set.bytes() as f64,
+            contestants: contestants.clone(),
             samples,
             failures: Vec::new(),
         }
     }
 
     fn values(&self, index: usize, measure: &Measure) -> Vec<f64> {
-        self.samples[index].iter().map(|sample| (measure.value)(sample, self.memory_bytes as f64)).collect()
+        self.samples[index].iter().map(|sample| (measure.value)(sample, self)).collect()
     }
 }
-
-/// A number of a sample.
-struct Measure {
-    name: &'static str,
-    value: fn(&Sample, f64) -> f64,
-    decimals: usize,
-}
-
-const MEASURES: [Measure; 5] = [
-    Measure { name: "total, ms", value: |sample, _| sample.total_ms, decimals: 0 },
-    Measure { name: "downtime from outside, ms", value: |sample, _| sample.gap_ms, decimals: 1 },
-    Measure { name: "on the wire, MiB", value: |sample, _| sample.wire_bytes / MIB, decimals: 0 },
-    Measure { name: "CPU, s/GiB", value: |sample, memory| sample.cpu_s / (memory / GIB), decimals: 2 },
-    Measure {
-        name: "CPU without vCPUs, s/GiB",
-        value: |sample, memory| sample.cpu_own_s / (memory / GIB),
-        decimals: 2,
-    },
-];
 
 /// One line while the bench runs.
 pub(crate) fn brief(sample: &Sample) -> String {
     format!(
-        "total {:.0} ms (own {:.0}), gap {:.1} ms (own {:.1}; before p99 {:.1}, max {:.1}; copying max {:.1}), {:.0} MiB, CPU {:.2} s ({:.2} without vCPUs; others had {:.0} %), {} beats missing{}",
+        "{}total {:.0} ms (own {:.0}), gap {:.1} ms (own {:.1}; before p99 {:.1}, max {:.1}; copying max {:.1}), {:.0} MiB, CPU {:.2} s ({:.2} without vCPUs; others had {:.0} %), {} beats missing{}{}{}",
+        sample.unfinished.as_ref().map(|why| format!("{why}; ")).unwrap_or_default(),
         sample.total_ms,
         sample.own_total_ms,
         sample.gap_ms,
@@ -80,70 +68,77 @@ pub(crate) fn brief(sample: &Sample) -> String {
         sample.disturbed * 100.0,
         sample.beats_missing,
         sample.link_drops.map(|drops| format!(", {drops} packets dropped")).unwrap_or_default(),
+        sample.carried.as_ref().map(|carried| format!(", {carried:?}")).unwrap_or_default(),
+        sample.waits.as_ref().map(|waits| format!(", {waits:?}")).unwrap_or_default(),
     )
 }
 
 /// Median, and the range it comes from.
 fn cell(values: &[f64], decimals: usize) -> String {
+    let values: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
     if values.is_empty() {
         return "–".to_owned();
     }
-    let (low, middle, high) = (quantile(values, 0.0), median(values), quantile(values, 1.0));
+    let (low, middle, high) = (quantile(&values, 0.0), median(&values), quantile(&values, 1.0));
     format!("{middle:.decimals$} ({low:.decimals$}–{high:.decimals$})")
 }
 
 /// One link and content as a Markdown table, and the ratios below it.
 pub(crate) fn section(section: &Section) -> String {
     let mut text = format!("## {}, {:?} pages\n\n", section.link, section.content);
-    let names: Vec<_> = MEASURES.iter().map(|measure| measure.name).collect();
-    let _ = writeln!(
-        text,
-        "| | {} | own downtime, ms | heartbeat gap p99 before, ms | heartbeats missing | packets dropped |",
-        names.join(" | ")
-    );
-    let _ = writeln!(text, "|---|{}", "---:|".repeat(MEASURES.len() + 4));
+    let measures = columns::of(section.table);
+    let names: Vec<_> = measures.iter().map(|measure| measure.name).collect();
+    let _ = writeln!(text, "| | {} |\n|---|{}", names.join(" | "), "---:|".repeat(measures.len()));
     for (index, contestant) in section.contestants.iter().enumerate() {
-        let samples = &section.samples[index];
-        let of = |value: fn(&Sample) -> f64| samples.iter().map(value).collect::<Vec<_>>();
-        let cells: Vec<_> =
-            MEASURES.iter().map(|measure| cell(&section.values(index, measure), measure.decimals)).collect();
-        let dropped: Vec<f64> =
-            samples.iter().filter_map(|sample| sample.link_drops).map(|drops| drops as f64).collect();
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} | {} | {} | {} |",
-            contestant.name(),
-            cells.join(" | "),
-            cell(&of(|sample| sample.own_downtime_ms), 1),
-            cell(&of(|sample| sample.before_p99_ms), 1),
-            cell(&of(|sample| sample.beats_missing as f64), 0),
-            cell(&dropped, 0),
-        );
+        let mut cells: Vec<_> =
+            measures.iter().map(|measure| cell(&section.values(index, measure), measure.decimals)).collect();
+        let mut unfinished = section.samples[index].iter().filter_map(|sample| sample.unfinished.as_ref());
+        if let (Some(first), Some(why)) = (cells.first_mut(), unfinished.next()) {
+            let (count, all) = (unfinished.count() + 1, section.samples[index].len());
+            *first = if count == all { why.clone() } else { format!("{first}; {count} of {all} {why}") };
+        }
+        let _ = writeln!(text, "| {} | {} |", contestant.name(), cells.join(" | "));
     }
     text.push('\n');
     for (label, reason) in &section.failures {
         let _ = writeln!(text, "- did not move: {label}: {reason}");
     }
+    if let Some(link) = section.link_bits_per_s {
+        let seconds = section.working_set_bytes * 8.0 / link;
+        let _ = writeln!(text, "The working set takes {seconds:.1} s at the link's rate.");
+    }
+    text.push_str(&emulator(section));
     text.push('\n');
     text.push_str(&ratios(section));
     text
 }
 
+/// How well the emulator kept up.
+fn emulator(section: &Section) -> String {
+    let carried: Vec<_> = section.samples.iter().flatten().filter_map(|sample| sample.carried.as_ref()).collect();
+    if carried.is_empty() {
+        return String::new();
+    }
+    let overrun: u64 = carried.iter().map(|carried| carried.overrun).sum();
+    let late = carried.iter().map(|carried| carried.late_max_ms).fold(0.0, f64::max);
+    format!("The emulator missed {overrun} packets in all moves together, and was at most {late:.1} ms late.\n")
+}
+
 fn ratios(section: &Section) -> String {
     let mut text = String::new();
-    let Some(ours) = section.contestants.iter().position(|contestant| *contestant == Contestant::Ours) else {
+    let ours = |contestant: &Contestant| matches!(contestant, Contestant::Ours(_));
+    let Some(ours) = section.contestants.iter().position(ours) else {
         return text;
     };
+    let measures: Vec<_> = columns::of(section.table).iter().filter(|measure| measure.ratio.is_some()).collect();
     let _ = writeln!(text, "| ours / QEMU | best of all modes | best mode with TLS |\n|---|---|---|");
-    for measure in &MEASURES {
+    for measure in measures {
         let own = median(&section.values(ours, measure));
         let ratio = |encrypted: bool| match best(section, measure, encrypted) {
             Some((name, value)) if value > 0.0 && own > 0.0 => format!("{:.2} (of {name})", own / value),
             _ => "–".to_owned(),
         };
-        let name = measure.name.split(',').next().unwrap_or_default();
-        let name = if measure.name.contains("without") { "CPU without vCPUs" } else { name };
-        let _ = writeln!(text, "| {name} | {} | {} |", ratio(false), ratio(true));
+        let _ = writeln!(text, "| {} | {} | {} |", measure.ratio.unwrap_or_default(), ratio(false), ratio(true));
     }
     text
 }
@@ -153,8 +148,9 @@ fn best(section: &Section, measure: &Measure, encrypted: bool) -> Option<(&'stat
     let modes = section.contestants.iter().enumerate();
     modes
         .filter(|(index, contestant)| {
-            let fits = **contestant != Contestant::Ours && (!encrypted || contestant.is_encrypted());
-            fits && !section.samples[*index].is_empty()
+            let fits = matches!(contestant, Contestant::Qemu(_)) && (!encrypted || contestant.is_encrypted());
+            let samples = &section.samples[*index];
+            fits && !samples.is_empty() && samples.iter().all(|sample| sample.unfinished.is_none())
         })
         .map(|(index, contestant)| (contestant.name(), median(&section.values(index, measure))))
         .min_by(|(_, left), (_, right)| left.total_cmp(right))
@@ -185,14 +181,14 @@ const NOTES: &str = "\
 ";
 
 /// The report.
-pub(crate) fn markdown(sections: &[Section], arguments: &Arguments) -> String {
+pub(crate) fn markdown(sections: &[Section], arguments: &Arguments, plan: &Plan) -> String {
     let runs = sections.iter().flat_map(|section| section.samples.iter().map(Vec::len)).max().unwrap_or(0);
     let mut text =
         "# Benchmarks\n\nThe same guest moved live through vmotion and through QEMU, side by side.\n\n".to_owned();
     let _ = writeln!(
         text,
         "Guest: 2 vCPUs, {} memory, {} of it written over and over at {}/s and verified, a heartbeat every millisecond. {runs} runs.\n",
-        arguments.memory, arguments.working_set, arguments.rate
+        plan.memory, plan.working_set, plan.rate
     );
     for fact in host::facts() {
         let _ = writeln!(text, "- {fact}");
@@ -215,7 +211,8 @@ pub(crate) fn markdown(sections: &[Section], arguments: &Arguments) -> String {
     );
     let _ = writeln!(
         text,
-        "\nAgain: `cargo build -p vmotion && cargo run -p vmotion-bench -- --runs {runs}` (as root; takes a few minutes)\n"
+        "\nAgain: `cargo build -p vmotion && cargo run -p vmotion-bench -- {}` (as root)\n",
+        std::env::args().skip(1).collect::<Vec<_>>().join(" ")
     );
     for part in sections {
         text.push_str(&section(part));

@@ -1,18 +1,21 @@
 //! The order of things: links, contents, rounds, contestants; and one move of each, measured alike.
 
 use crate::{
-    arguments::{Arguments, ContentChoice, LinkChoice},
-    console::{self, Beats, Console},
+    arguments::Arguments,
+    carried,
+    console::{self, Beats, Console, Times},
     host::{self, Ticks},
     link::Link,
     ours::Service,
     process::check_interrupted,
     qemu,
     report::{self, Section},
-    sample::{Contestant, QemuMode, Sample},
+    sample::{Contestant, Sample},
+    table::Plan,
+    touches,
     usage::{Meter, TICKS_PER_S, Usage, Who},
 };
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use std::{
     fmt, fs,
     io::Write as _,
@@ -20,12 +23,9 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use vmotion_probe_guest::{CommandLine, Content, Rate};
 
 /// The guest boots and fills its working set in a few seconds.
 pub(crate) const START_PATIENCE: Duration = Duration::from_secs(90);
-/// A move that takes this long does not converge.
-pub(crate) const MOVE_PATIENCE: Duration = Duration::from_secs(60);
 /// A move during which others had more than this part of the processors says little. It is measured again.
 const DISTURBED_MAX: f64 = 0.35;
 /// How long the guest is watched before the move and after it.
@@ -39,6 +39,8 @@ pub(crate) struct Guest {
     pub(crate) cmdline: String,
     pub(crate) memory_bytes: u64,
     pub(crate) cpus: u8,
+    /// How long its move may take.
+    pub(crate) limit: Duration,
 }
 
 /// Runs everything that was asked for, and writes the report after each section and round.
@@ -54,17 +56,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 fn run_in(directory: &Path, arguments: &Arguments) -> Result<()> {
     let kernel = directory.join("probe.elf");
     fs::write(&kernel, vmotion_probe_guest::ELF).context("Cannot write the guest's kernel")?;
-    let contestants = contestants(arguments)?;
-    let runs = if arguments.quick { 1 } else { arguments.runs.max(1) };
+    let plan = Plan::new(arguments)?;
+    let contestants = &plan.contestants;
     let mut sections: Vec<Section> = Vec::new();
-    for (number, choice) in links(arguments.link).into_iter().enumerate() {
-        let link = if choice == LinkChoice::Loopback { Link::Loopback } else { Link::gigabit(arguments.queue_ms)? };
+    for (number, choice) in plan.links.iter().enumerate() {
+        let link = Link::start(*choice, arguments)?;
         let mut service =
             Service::start(&directory.join(format!("link{number}")), arguments.vmotion.as_deref(), &link)?;
-        for content in contents(arguments.content) {
-            let guest = guest(&kernel, arguments, content);
-            sections.push(Section::new(&link, content, guest.memory_bytes, &contestants));
-            for round in 0..runs {
+        for content in plan.contents.iter().copied() {
+            let guest = Guest {
+                kernel: kernel.clone(),
+                cmdline: plan.cmdline(content),
+                memory_bytes: plan.memory.bytes(),
+                cpus: 2,
+                limit: plan.limit,
+            };
+            sections.push(Section::new(&link, content, &plan));
+            for round in 0..plan.runs {
                 for index in order(contestants.len(), round) {
                     let contestant = contestants[index];
                     let label = format!("{}, {content:?}, {}, run {}", link.name(), contestant.name(), round + 1);
@@ -74,14 +82,15 @@ fn run_in(directory: &Path, arguments: &Arguments) -> Result<()> {
                     match sample {
                         Ok(sample) => section.samples[index].push(sample),
                         Err(error) => match error.downcast::<NotMoved>() {
-                            Ok(NotMoved(reason)) => section.failures.push((label, reason)),
+                            Ok(NotMoved { reason, .. }) => section.failures.push((label, reason)),
                             Err(error) => return Err(error.context(label)),
                         },
                     }
                 }
-                let text = report::markdown(&sections, arguments);
-                fs::write(&arguments.out, &text)
-                    .with_context(|| format!("Cannot write {}", arguments.out.display()))?;
+                if let Some(out) = &arguments.out {
+                    fs::write(out, report::markdown(&sections, arguments, &plan))
+                        .with_context(|| format!("Cannot write {}", out.display()))?;
+                }
             }
             if let Some(section) = sections.last() {
                 println!("{}", report::section(section));
@@ -89,31 +98,6 @@ fn run_in(directory: &Path, arguments: &Arguments) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn contestants(arguments: &Arguments) -> Result<Vec<Contestant>> {
-    let modes: &[QemuMode] = if arguments.quick { &QemuMode::QUICK } else { &QemuMode::ALL };
-    let all = std::iter::once(Contestant::Ours).chain(modes.iter().copied().map(Contestant::Qemu));
-    let wanted = |contestant: &Contestant| {
-        arguments.only.is_empty() || arguments.only.iter().any(|name| contestant.name() == name)
-    };
-    let chosen: Vec<_> = all.filter(wanted).collect();
-    if chosen.is_empty() {
-        bail!("no contestant is called {:?}", arguments.only);
-    }
-    Ok(chosen)
-}
-
-fn links(choice: LinkChoice) -> Vec<LinkChoice> {
-    if choice == LinkChoice::All { vec![LinkChoice::Loopback, LinkChoice::Gigabit] } else { vec![choice] }
-}
-
-fn contents(choice: ContentChoice) -> Vec<Content> {
-    match choice {
-        ContentChoice::Text => vec![Content::Text],
-        ContentChoice::Random => vec![Content::Random],
-        ContentChoice::All => vec![Content::Text, Content::Random],
-    }
 }
 
 /// Each round begins with another contestant, and every other one goes backwards, so that nobody always follows the same.
@@ -124,15 +108,6 @@ fn order(count: usize, round: usize) -> Vec<usize> {
     }
     order.rotate_left(round % count.max(1));
     order
-}
-
-fn guest(kernel: &Path, arguments: &Arguments, content: Content) -> Guest {
-    let cmdline = CommandLine::new()
-        .working_set_bytes(arguments.working_set.bytes())
-        .rate(Rate::BytesPerSecond(arguments.rate.bytes()))
-        .content(content)
-        .heartbeat_ms(1);
-    Guest { kernel: kernel.to_owned(), cmdline: cmdline.to_string(), memory_bytes: arguments.memory.bytes(), cpus: 2 }
 }
 
 /// What a contestant says of its move.
@@ -146,11 +121,25 @@ pub(crate) struct Told {
 
 /// The guest runs on where it was. A result like any other: it is reported, the bench goes on.
 #[derive(Debug)]
-pub(crate) struct NotMoved(pub(crate) String);
+pub(crate) struct NotMoved {
+    reason: String,
+    /// It was ended because it took too long.
+    too_late: bool,
+}
+
+impl NotMoved {
+    pub(crate) const fn refused(reason: String) -> Self {
+        Self { reason, too_late: false }
+    }
+
+    pub(crate) fn too_late() -> Self {
+        Self { reason: "it took too long".to_owned(), too_late: true }
+    }
+}
 
 impl fmt::Display for NotMoved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "The guest did not move: {}", self.0)
+        write!(f, "The guest did not move: {}", self.reason)
     }
 }
 
@@ -180,7 +169,7 @@ fn undisturbed(
     let mut best: Option<Sample> = None;
     for attempt in 1..=arguments.attempts.max(1) {
         let measured = measure(contestant);
-        if let Some(NotMoved(reason)) = measured.as_ref().err().and_then(|error| error.downcast_ref()) {
+        if let Some(NotMoved { reason, .. }) = measured.as_ref().err().and_then(|error| error.downcast_ref()) {
             eprintln!("{label}: did not move: {reason}");
         }
         let mut sample = measured?;
@@ -207,16 +196,16 @@ fn measure(
 ) -> Result<Sample> {
     let busy_before = host::wait_until_quiet()?;
     match contestant {
-        Contestant::Ours => measure_move(&mut service.machine(guest, link)?, link, guest.memory_bytes, busy_before),
+        Contestant::Ours(mode) => measure_move(&mut service.machine(mode, guest, link)?, link, guest, busy_before),
         Contestant::Qemu(mode) => {
             let workplace = tempfile::Builder::new().prefix("qemu-").tempdir_in(directory)?;
             let mut pair = qemu::Pair::start(workplace.path(), mode, guest, link, service.tls_directory())?;
-            measure_move(&mut pair, link, guest.memory_bytes, busy_before)
+            measure_move(&mut pair, link, guest, busy_before)
         }
     }
 }
 
-fn measure_move(movable: &mut impl Movable, link: &Link, memory_bytes: u64, busy_before: f64) -> Result<Sample> {
+fn measure_move(movable: &mut impl Movable, link: &Link, guest: &Guest, busy_before: f64) -> Result<Sample> {
     let [here, there] = movable.consoles();
     let source = Console::watch(&here)?;
     source.wait_until_attached(START_PATIENCE)?;
@@ -225,39 +214,51 @@ fn measure_move(movable: &mut impl Movable, link: &Link, memory_bytes: u64, busy
     let target = Console::watch(&there)?;
     let watched = Instant::now();
     sleep(WATCH_BEFORE)?;
-    host::back_memory(memory_bytes + memory_bytes / 2)?;
+    host::back_memory(guest.memory_bytes + guest.memory_bytes / 2)?;
     let counters = link.counters()?;
     let host_before = Ticks::now();
     let meter = Meter::start(movable.who())?;
     let asked = Instant::now();
-    let moved = movable.relocate();
-    let total = asked.elapsed();
+    let (moved, carried) = carried::watch(link, || movable.relocate());
+    let over = Instant::now();
+    let touches_before = source.touches();
     let usage = meter.finish();
     let passed = Ticks::now().since(&host_before);
     let counters = counters.zip(link.counters()?);
     if moved.is_err() {
         source.check()?;
     }
-    moved?;
-    target.wait_for_beat(START_PATIENCE)?;
-    sleep(WATCH_AFTER)?;
-    let beats = console::compare(&source, &target, watched, asked)?;
+    let unfinished = unfinished(moved, guest.limit)?;
+    let beats = if unfinished.is_none() {
+        target.wait_for_beat(START_PATIENCE)?;
+        sleep(WATCH_AFTER)?;
+        console::compare(&source, &target, Times { watched, asked, over })?
+    } else {
+        Beats::UNKNOWN
+    };
+    let waits = touches_before.zip(target.touches()).map(|(before, after)| touches::between(&before, &after));
     let told = movable.told()?;
     let Usage { all_s, own_s } = usage;
-    let Beats { gap_ms, before_p99_ms, before_max_ms, copying_max_ms, missing } = beats;
+    let Beats { gap_ms, before_p99_ms, before_max_ms, copying_max_ms, missing, .. } = beats;
     let others = (passed.busy as f64 - all_s * TICKS_PER_S).max(0.0) + passed.stolen as f64;
     Ok(Sample {
-        total_ms: total.as_secs_f64() * 1000.0,
+        unfinished,
+        total_ms: (over - asked).as_secs_f64() * 1000.0,
         own_total_ms: told.total_ms,
         gap_ms,
         own_downtime_ms: told.downtime_ms,
         before_p99_ms,
         before_max_ms,
         copying_max_ms,
+        handover_ms: beats.handover_ms,
+        after_p99_ms: beats.after_p99_ms,
+        after_max_ms: beats.after_max_ms,
         beats_missing: missing,
         wire_bytes: told.wire_bytes,
         link_bytes: counters.map(|(before, after)| after.bytes.saturating_sub(before.bytes)),
         link_drops: counters.map(|(before, after)| after.drops.saturating_sub(before.drops)),
+        carried,
+        waits,
         cpu_s: all_s,
         cpu_own_s: own_s,
         disturbed: passed.part(others),
@@ -265,6 +266,15 @@ fn measure_move(movable: &mut impl Movable, link: &Link, memory_bytes: u64, busy
         attempts: 1,
         detail: told.detail,
     })
+}
+
+/// Why the move is not over, when it took too long; what else kept it from its end is an error.
+fn unfinished(moved: Result<()>, limit: Duration) -> Result<Option<String>> {
+    let Err(error) = moved else { return Ok(None) };
+    match error.downcast_ref() {
+        Some(NotMoved { too_late: true, .. }) => Ok(Some(format!("did not finish in {} s", limit.as_secs()))),
+        _ => Err(error),
+    }
 }
 
 fn sleep(duration: Duration) -> Result<()> {
