@@ -205,7 +205,7 @@ impl Model for Moves {
                     actions.push(Action::SourceReclaimsAnswerLost);
                 }
             }
-            actions.extend(["cancel", "overrun", "does not get through"].map(Action::SourceEvent));
+            actions.extend(["cancel", "overdue", "does not get through"].map(Action::SourceEvent));
             if !world.session {
                 actions.push(Action::SourceEvent("session lost"));
             }
@@ -252,6 +252,7 @@ impl Model for Moves {
             Action::SourceDoes => next.source_does(),
             Action::SourceEvent("cancel") => next.source_event(SourceEvent::Cancel),
             Action::SourceEvent("does not get through") => next.source_event(SourceEvent::Overran),
+            Action::SourceEvent("overdue") => next.source_event(SourceEvent::Overdue),
             Action::SourceEvent(reason) => next.source_event(SourceEvent::Failed(reason.to_owned())),
             Action::TargetDoes => next.target_does(),
             Action::TargetTakesAnswerLost => {
@@ -333,7 +334,7 @@ impl Model for Moves {
                             Some(Target::Stranded { .. } | Target::Pulling) if !world.session => true,
                             Some(_) => world.runs_target,
                         },
-                        // An offered source without an answer still has its deadline ("overrun"), so it is not settled.
+                        // An offered source without an answer still has its deadline ("overdue"), so it is not settled.
                         Record::Source | Record::Reclaimed => match &world.source {
                             None | Some(Source::Offered { .. }) => true,
                             Some(_) => world.runs_source,
@@ -350,8 +351,9 @@ impl Model for Moves {
                 world.runs_target && matches!(world.source, Some(Source::Released))
             }),
             Property::always("a machine is stranded only when something was lost", |_, world: &World| {
-                let stranded = matches!(world.target, Some(Target::Stranded { .. }));
-                !stranded || world.faults < 2 || !world.session
+                let at_source = matches!(world.source, Some(Source::Stranded { .. }));
+                let at_target = matches!(world.target, Some(Target::Stranded { .. }));
+                !(at_source || at_target) || world.faults < 2
             }),
             Property::sometimes("a machine is reclaimed after its offer", |_, world: &World| {
                 world.runs_source && matches!(world.source, Some(Source::Reclaimed { .. }))

@@ -247,7 +247,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                 }
                 () = until(deadline) => {
                     self.deadline = None;
-                    Some(Event::Failed("the pause took longer than allowed".to_owned()))
+                    Some(Event::Overdue)
                 }
                 _ = ticks.tick() => {
                     self.note_pace();

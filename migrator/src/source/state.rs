@@ -59,6 +59,8 @@ pub enum Source<G: PausedGuest> {
         frozen: G::Frozen,
         /// The record has been asked to give the machine back, because of this.
         reclaiming: Option<String>,
+        /// The target can be served no more, because of this.
+        lost: Option<String>,
         /// Pages are missing at the target.
         owes: bool,
     },
@@ -133,8 +135,10 @@ pub enum Event<G> {
     AllServed,
     /// The target says that it gave up and will not ask for the record.
     Refused(String),
-    /// Session lost, pause too long, a step failed: whatever ends an attempt.
+    /// Session lost, a step failed: whatever ends an attempt.
     Failed(String),
+    /// The target has not answered the offer in time. It may be slow, or the store may be; nothing is known to be lost.
+    Overdue,
     /// The operator cancels.
     Cancel,
     /// The record, asked to give the machine back, names us.
@@ -237,7 +241,7 @@ impl<G: PausedGuest> Source<G> {
                 let owes = plan.hands_over();
                 let mut effects = vec![Effect::SendOffer];
                 effects.extend(owes.then_some(Effect::Serve));
-                (Self::Offered { frozen: guard.freeze(), reclaiming: None, owes }, effects)
+                (Self::Offered { frozen: guard.freeze(), reclaiming: None, lost: None, owes }, effects)
             }
 
             // A path that is gone for a moment: the guest goes on, and a round waits for the path.
@@ -268,16 +272,21 @@ impl<G: PausedGuest> Source<G> {
             (Self::Offered { frozen, owes: false, .. }, Event::Committed | Event::RecordTheirs) => {
                 (Self::Released, vec![Effect::Destroy(frozen), Effect::CleanUp])
             }
-            (Self::Offered { frozen, owes: true, .. }, Event::Committed) => {
+            // The record may say so before a target that is slow: what it misses is still here, and there is a way to it.
+            (Self::Offered { frozen, lost: None, owes: true, .. }, Event::Committed | Event::RecordTheirs) => {
                 (Self::Serving { frozen }, vec![Effect::PushRest])
             }
-            // The record was asked because the session was lost: nobody can be served any more.
-            (Self::Offered { frozen, reclaiming, owes: true }, Event::RecordTheirs) => {
-                let reason = reclaiming.unwrap_or_else(|| "the session was lost".to_owned());
+            (Self::Offered { frozen, lost: Some(reason), owes: true, .. }, Event::Committed | Event::RecordTheirs) => {
                 (Self::Stranded { reason }, vec![Effect::Destroy(frozen), Effect::CleanUp])
             }
-            (Self::Offered { frozen, reclaiming: None, owes }, Event::Failed(reason) | Event::Refused(reason)) => {
-                (Self::Offered { frozen, reclaiming: Some(reason), owes }, vec![Effect::Reclaim])
+            (Self::Offered { frozen, reclaiming, lost, owes }, Event::Failed(reason) | Event::Refused(reason)) => {
+                let effects = if reclaiming.is_none() { vec![Effect::Reclaim] } else { Vec::new() };
+                let reclaiming = Some(reclaiming.unwrap_or_else(|| reason.clone()));
+                (Self::Offered { frozen, reclaiming, lost: Some(lost.unwrap_or(reason)), owes }, effects)
+            }
+            (Self::Offered { frozen, reclaiming: None, lost, owes }, Event::Overdue) => {
+                let reclaiming = Some("the pause took longer than allowed".to_owned());
+                (Self::Offered { frozen, reclaiming, lost, owes }, vec![Effect::Reclaim])
             }
             (Self::Offered { frozen, reclaiming: Some(reason), .. }, Event::RecordOurs) => {
                 (Self::Reclaimed { reason }, vec![Effect::Thaw(frozen), Effect::CleanUp])
