@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod congestion;
 pub mod identity;
 pub mod pages;
 pub mod pki;

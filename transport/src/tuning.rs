@@ -1,6 +1,7 @@
 //! quinn's knobs for moving gigabytes, in one place.
 
-use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt, congestion};
+use crate::congestion::MeasuredConfig;
+use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use std::{net::IpAddr, num::NonZero, sync::Arc, time::Duration};
 
 /// How a session uses its path.
@@ -71,8 +72,6 @@ impl Tuning {
         discovery.upper_bound(self.mtu_max);
         // Nothing needs to be discovered on loopback.
         let initial_mtu = if self.mtu_max == MTU_LOOPBACK { MTU_LOOPBACK } else { MTU_SAFE };
-        let mut cubic = congestion::CubicConfig::default();
-        cubic.initial_window(256 << 10);
         // Fewer acknowledgements: each costs both ends a packet, and bulk data needs only a few per round trip.
         let mut acks = AckFrequencyConfig::default();
         acks.ack_eliciting_threshold(VarInt::from_u32(10)).max_ack_delay(Some(Duration::from_millis(5)));
@@ -90,7 +89,7 @@ impl Tuning {
             .initial_mtu(initial_mtu)
             .mtu_discovery_config(Some(discovery))
             .ack_frequency_config(Some(acks))
-            .congestion_controller_factory(Arc::new(cubic));
+            .congestion_controller_factory(Arc::new(MeasuredConfig::new(256 << 10)));
         Arc::new(config)
     }
 
