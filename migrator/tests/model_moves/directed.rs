@@ -1,32 +1,36 @@
 //! One case, one outcome.
 
 use super::{
-    guest::{GuestFaults, Side, Writing},
+    guest::{GuestFaults, Writing},
+    outcome::Outcome,
+    path::Climate,
+    schedule::{Harm, Schedule, When},
     store::Answer,
-    world::{Harm, Outcome, Schedule, run},
+    witness::Side,
+    world::run,
 };
 use std::time::Duration;
 use vmotion_migrator::target::TargetOutcome;
-use vmotion_model::{Epoch, MoveOutcome, MoveRequest};
+use vmotion_model::{Epoch, MoveOutcome, MoveRequest, Strategy};
 
 const SOURCE_STATES: [&str; 5] = ["negotiated", "copying", "paused", "offered", "released"];
 const TARGET_STATES: [&str; 5] = ["prepared", "filling", "complete", "armed", "running"];
 
 /// Runs and checks what must always hold.
-fn checked(schedule: Schedule) -> Outcome {
-    let description = format!("{schedule:?}");
-    let outcome = run(schedule);
-    if let Err(broken) = outcome.check() {
-        panic!("{broken}\n{description}");
+#[expect(clippy::needless_pass_by_value, reason = "schedules are written where they are run")]
+pub(super) fn checked(schedule: Schedule) -> Outcome {
+    let outcome = run(&schedule);
+    if let Err(broken) = outcome.check(&schedule) {
+        panic!("{broken}\n{schedule:?}");
     }
     outcome
 }
 
-fn ms(ms: u64) -> Duration {
+pub(super) const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-fn must_move(schedule: Schedule) -> Outcome {
+pub(super) fn must_move(schedule: Schedule) -> Outcome {
     let outcome = checked(schedule);
     assert_eq!(*outcome.result(), MoveOutcome::Moved, "{:?}", outcome.states);
     assert!(matches!(outcome.arrival, Some(TargetOutcome::Running(_))), "{:?}", outcome.arrival);
@@ -34,7 +38,7 @@ fn must_move(schedule: Schedule) -> Outcome {
 }
 
 /// The guest runs on at the source, and the reason says `words`.
-fn must_roll_back(schedule: Schedule, words: &str) -> Outcome {
+pub(super) fn must_roll_back(schedule: Schedule, words: &str) -> Outcome {
     let outcome = checked(schedule);
     match outcome.result() {
         MoveOutcome::RolledBack { reason } => assert!(reason.contains(words), "{reason:?} should say {words:?}"),
@@ -59,15 +63,18 @@ fn a_writing_guest_arrives_byte_for_byte() {
 #[test]
 fn a_verified_move_over_a_lossy_path_has_equal_digests() {
     let request = MoveRequest { verify: true, ..MoveRequest::default() };
-    let outcome = must_move(Schedule { request, loss_per_mille: 10, ..Schedule::default() });
+    let climate = Climate { loss_per_mille: 10, twice_per_mille: 10, late_max: ms(5) };
+    let outcome = must_move(Schedule { request, climate, ..Schedule::default() });
     assert!(outcome.summary.as_ref().unwrap().digests.as_ref().unwrap().equal());
 }
 
 #[test]
 fn cancelled_at_any_state_before_the_offer_the_guest_runs_on() {
     for state in ["negotiated", "copying", "paused"] {
-        let outcome =
-            checked(Schedule { harm: vec![(Side::Source, state, Harm::Cancel(Side::Source))], ..Schedule::default() });
+        let outcome = checked(Schedule {
+            harm: vec![(When::Enters(Side::Source, state), Harm::Cancel(Side::Source))],
+            ..Schedule::default()
+        });
         assert_eq!(*outcome.result(), MoveOutcome::Cancelled, "cancelled at {state}: {:?}", outcome.states);
         assert!(!outcome.entered(Side::Source, "offered"), "{:?}", outcome.states);
         let Some(TargetOutcome::Discarded(reason)) = &outcome.arrival else { panic!("{:?}", outcome.arrival) };
@@ -77,18 +84,24 @@ fn cancelled_at_any_state_before_the_offer_the_guest_runs_on() {
 
 #[test]
 fn cancelled_after_the_offer_the_move_goes_on() {
-    must_move(Schedule { harm: vec![(Side::Source, "offered", Harm::Cancel(Side::Source))], ..Schedule::default() });
+    must_move(Schedule {
+        harm: vec![(When::Enters(Side::Source, "offered"), Harm::Cancel(Side::Source))],
+        ..Schedule::default()
+    });
 }
 
 #[test]
 fn the_target_can_cancel_until_everything_has_arrived() {
     for state in ["prepared", "filling"] {
-        let harm = vec![(Side::Target, state, Harm::Cancel(Side::Target))];
+        let harm = vec![(When::Enters(Side::Target, state), Harm::Cancel(Side::Target))];
         let outcome = must_roll_back(Schedule { silence: ms(400), harm, ..Schedule::default() }, "");
         assert_eq!(outcome.arrival, Some(TargetOutcome::Discarded("the move was cancelled".to_owned())));
     }
     for state in ["complete", "armed"] {
-        must_move(Schedule { harm: vec![(Side::Target, state, Harm::Cancel(Side::Target))], ..Schedule::default() });
+        must_move(Schedule {
+            harm: vec![(When::Enters(Side::Target, state), Harm::Cancel(Side::Target))],
+            ..Schedule::default()
+        });
     }
 }
 
@@ -151,7 +164,8 @@ fn a_state_that_is_saved_too_slowly_ends_the_pause() {
 
 #[test]
 fn a_guest_that_writes_faster_than_the_path_carries_is_given_up_with_numbers() {
-    let request = MoveRequest { downtime_ms_max: 20, bandwidth_max: Some(8 << 20), ..MoveRequest::default() };
+    let strategy = Strategy::Precopy;
+    let request = MoveRequest { downtime_ms_max: 20, bandwidth_max: Some(8 << 20), strategy, ..MoveRequest::default() };
     let writing = Writing { pages: 512, burst: 512, every: ms(5) };
     let outcome = must_roll_back(Schedule { pages: 512, request, writing, ..Schedule::default() }, "does not converge");
     let MoveOutcome::RolledBack { reason } = outcome.result() else { unreachable!() };
@@ -208,7 +222,7 @@ fn a_store_that_does_not_warm_up_does_not_hold_up_a_cancellation() {
     let writing = Writing { pages: 1, burst: 0, every: ms(5) };
     let schedule = Schedule { writing, warm_up: ms(3000), ..Schedule::default() };
     let begun = std::time::Instant::now();
-    let harm = vec![(Side::Source, "copying", Harm::CancelSoon(Side::Source))];
+    let harm = vec![(When::Enters(Side::Source, "copying"), Harm::CancelSoon(Side::Source))];
     assert_eq!(*checked(Schedule { harm, ..schedule }).result(), MoveOutcome::Cancelled);
     assert!(begun.elapsed() < ms(2500), "{:?}", begun.elapsed());
 }
@@ -227,7 +241,7 @@ fn either_process_killed_at_any_state_leaves_one_runner_or_none_if_it_was_the_ow
 
 #[test]
 fn the_network_cut_at_any_state_leaves_one_runner() {
-    for harm in [Harm::Cut, Harm::Blink] {
+    for harm in [Harm::Cut, Harm::Outage(ms(100))] {
         for state in SOURCE_STATES {
             checked(Schedule::harmed(Side::Source, state, harm));
         }

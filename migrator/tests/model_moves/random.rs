@@ -1,19 +1,36 @@
-//! Schedules drawn at random, several faults at a time, for as long as there is time.
+//! Schedules drawn at random, several faults at a time, for every strategy in turn.
 
 use super::{
-    guest::{GuestFaults, Side, Writing},
+    guest::{GuestFaults, Writing},
+    path::Climate,
+    schedule::{Harm, Schedule, When},
     store::Answer,
-    world::{Harm, Schedule, run},
+    witness::Side,
+    world::run,
 };
 use proptest::{
     prelude::*,
-    strategy::ValueTree as _,
+    strategy::{Strategy, ValueTree as _},
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
-use std::time::{Duration, Instant, SystemTime};
-use vmotion_model::MoveRequest;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+use vmotion_migrator::target::TargetOutcome;
+use vmotion_model::{MoveOutcome, MoveRequest, Strategy as Way};
 
-const TIME: Duration = Duration::from_secs(8);
+/// Schedules of a run, unless `VMOTION_SCHEDULES` says otherwise.
+const SCHEDULES: u64 = 2000;
+/// Schedules at work at a time: most of what they do is waiting for what does not come.
+const AT_A_TIME: usize = 24;
+const WAYS: [Way; 4] = [Way::Auto, Way::Precopy, Way::Postcopy, Way::Hybrid];
+
 const PLACES: [(Side, &str); 10] = [
     (Side::Source, "negotiated"),
     (Side::Source, "copying"),
@@ -26,91 +43,241 @@ const PLACES: [(Side, &str); 10] = [
     (Side::Target, "armed"),
     (Side::Target, "running"),
 ];
+/// Where memory follows. Several times, for there they matter most.
+const FOLLOWING_PLACES: [(Side, &str); 8] = [
+    (Side::Source, "serving"),
+    (Side::Target, "pulling"),
+    (Side::Source, "serving"),
+    (Side::Target, "pulling"),
+    (Side::Source, "serving"),
+    (Side::Target, "pulling"),
+    (Side::Source, "stranded"),
+    (Side::Target, "stranded"),
+];
 
-fn harms() -> impl Strategy<Value = Vec<(Side, &'static str, Harm)>> {
-    let harm = prop_oneof![
-        Just(Harm::Kill(Side::Source)),
-        Just(Harm::Kill(Side::Target)),
-        Just(Harm::Cancel(Side::Source)),
-        Just(Harm::Cancel(Side::Target)),
-        Just(Harm::Cut),
-        Just(Harm::Blink),
-    ];
-    let placed = (prop::sample::select(PLACES.to_vec()), harm).prop_map(|((side, state), harm)| (side, state, harm));
-    prop::collection::vec(placed, 0..3)
+fn ms(range: std::ops::Range<u64>) -> impl Strategy<Value = Duration> {
+    range.prop_map(Duration::from_millis)
+}
+
+fn harms(way: Way) -> impl Strategy<Value = Vec<(When, Harm)>> {
+    let harm = || {
+        prop_oneof![
+            2 => Just(Harm::Kill(Side::Source)),
+            2 => Just(Harm::Kill(Side::Target)),
+            2 => Just(Harm::Cancel(Side::Source)),
+            1 => Just(Harm::Cancel(Side::Target)),
+            2 => Just(Harm::Cut),
+            3 => ms(20..900).prop_map(Harm::Outage),
+            1 => Just(Harm::CutDemand),
+        ]
+    };
+    let following = FOLLOWING_PLACES.iter().filter(|_| way != Way::Precopy);
+    let places: Vec<_> = PLACES.iter().chain(following).copied().collect();
+    let place = prop::sample::select(places).prop_map(|(side, state)| When::Enters(side, state));
+    let when = prop_oneof![2 => place, 1 => ms(0..600).prop_map(When::After)];
+    prop_oneof![1 => Just(Vec::new()), 2 => prop::collection::vec((when, harm()), 1..3)]
 }
 
 fn answers() -> impl Strategy<Value = Vec<Answer>> {
-    let late = || (0u64..900).prop_map(Duration::from_millis);
     let answer = prop_oneof![
         3 => Just(Answer::Unreachable),
         3 => Just(Answer::Lost),
-        1 => late().prop_map(Answer::DecidedAfter),
-        1 => late().prop_map(Answer::AnsweredAfter),
+        1 => ms(0..900).prop_map(Answer::DecidedAfter),
+        1 => ms(0..900).prop_map(Answer::AnsweredAfter),
     ];
-    prop::collection::vec(answer, 0..4)
+    prop_oneof![3 => Just(Vec::new()), 1 => prop::collection::vec(answer, 1..5)]
 }
 
 fn source_faults() -> impl Strategy<Value = GuestFaults> {
     let none = GuestFaults::default;
     prop_oneof![
-        8 => Just(none()),
+        30 => Just(none()),
         1 => Just(GuestFaults { save_fails: true, ..none() }),
         1 => Just(GuestFaults { settle_fails: true, ..none() }),
         1 => Just(GuestFaults { pause_fails: true, ..none() }),
+        1 => ms(0..900).prop_map(move |save_takes| GuestFaults { save_takes, ..none() }),
         1 => (1u32..5).prop_map(move |number| GuestFaults { fetch_fails_at: Some(number), ..none() }),
-        2 => prop::collection::vec((0u64..200).prop_map(Duration::from_millis), 1..3)
+        2 => prop::collection::vec(ms(0..200), 1..3)
             .prop_map(move |takes| GuestFaults { pauses_take: takes.into(), ..none() }),
     ]
 }
 
-fn schedules() -> impl Strategy<Value = Schedule> {
-    let writing =
-        (1u64..512, 0u64..32).prop_map(|(pages, burst)| Writing { pages, burst, every: Duration::from_millis(2) });
-    let request = (50u32..300, any::<bool>()).prop_map(|(downtime_ms_max, verify)| MoveRequest {
-        downtime_ms_max,
-        verify,
-        ..MoveRequest::default()
+fn target_faults() -> impl Strategy<Value = GuestFaults> {
+    let fails = || prop::bool::weighted(0.03);
+    (fails(), fails(), 0u64..3).prop_map(|(restore_fails, follow_fails, restore_reads)| GuestFaults {
+        restore_fails,
+        follow_fails,
+        restore_reads,
+        ..GuestFaults::default()
+    })
+}
+
+fn climates() -> impl Strategy<Value = Climate> {
+    let sometimes = |per_mille: u32| prop_oneof![3 => Just(0u32), 1 => 1..per_mille];
+    let late = prop_oneof![3 => Just(Duration::ZERO), 1 => ms(1..20)];
+    (sometimes(30), sometimes(100), late).prop_map(|(loss_per_mille, twice_per_mille, late_max)| Climate {
+        loss_per_mille,
+        twice_per_mille,
+        late_max,
+    })
+}
+
+fn requests(way: Way) -> impl Strategy<Value = MoveRequest> {
+    // A slow path makes what remains worth a hand-over, and keeps a guest waiting for what follows it.
+    let bandwidth = prop_oneof![1 => Just(None), 1 => (20u32..24).prop_map(|shift| Some(1 << shift))];
+    let rounds = prop_oneof![2 => Just(60u32), 1 => 1u32..4];
+    (20u32..300, bandwidth, rounds, prop::bool::weighted(0.2)).prop_map(
+        move |(downtime_ms_max, bandwidth_max, rounds_max, verify)| MoveRequest {
+            downtime_ms_max,
+            bandwidth_max,
+            rounds_max,
+            verify: verify && matches!(way, Way::Auto | Way::Precopy),
+            strategy: way,
+        },
+    )
+}
+
+fn schedules(way: Way) -> impl Strategy<Value = Schedule> {
+    // Some are large enough for `auto` to look at a sample of what is written.
+    let sizes = prop_oneof![30 => 64u64..320, 1 => 4096u64..5000];
+    let writing = (sizes, 0u64..100, 0u64..10).prop_map(|(pages, percent, burst)| {
+        let written = pages * percent / 100;
+        (pages, Writing { pages: written.max(1), burst, every: Duration::from_millis(2) })
     });
-    let loss = prop_oneof![3 => Just(0u32), 1 => 1u32..30];
-    (64u64..1500, writing, request, loss, source_faults(), prop::bool::weighted(0.1), answers(), answers(), harms())
-        .prop_map(
-            |(pages, writing, request, loss_per_mille, source, restore_fails, source_answers, target_answers, harm)| {
-                Schedule {
-                    pages,
-                    writing: Writing { pages: writing.pages.min(pages), ..writing },
-                    request,
-                    silence: Duration::from_millis(400),
-                    loss_per_mille,
-                    source,
-                    target: GuestFaults { restore_fails, ..GuestFaults::default() },
-                    source_answers,
-                    target_answers,
-                    warm_up: Duration::ZERO,
-                    harm,
-                }
-            },
-        )
+    let follows = prop::bool::weighted(0.95);
+    let guests = (writing, source_faults(), target_faults());
+    let world = (climates(), answers(), answers(), harms(way), follows, any::<u32>());
+    (guests, requests(way), world).prop_map(
+        |(
+            ((pages, writing), source, target),
+            request,
+            (climate, source_answers, target_answers, harm, follows, seed),
+        )| {
+            let mut schedule = Schedule {
+                pages,
+                writing,
+                request,
+                follows,
+                climate,
+                source,
+                target,
+                source_answers,
+                target_answers,
+                harm,
+                seed,
+                ..Schedule::default()
+            };
+            // Where nothing happens to the path nobody may be taken for lost, however busy this machine is.
+            let silence = if schedule.may_strand() { 300 } else { 10_000 };
+            schedule.silence = Duration::from_millis(silence);
+            schedule
+        },
+    )
+}
+
+fn setting(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
+}
+
+/// Schedule `number` of the run with `seed`; it is the same one whatever ran before.
+fn schedule(seed: u64, number: u64) -> Schedule {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..16].copy_from_slice(&number.to_le_bytes());
+    let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let way = WAYS[(number % WAYS.len() as u64) as usize];
+    schedules(way).new_tree(&mut runner).unwrap().current()
+}
+
+/// What became of all of them.
+#[derive(Default)]
+struct Tally {
+    ends: BTreeMap<(&'static str, &'static str), u64>,
+    checked: u64,
+    demanded: u64,
+    failure: Option<String>,
+}
+
+fn one(seed: u64, number: u64, tally: &Mutex<Tally>) {
+    let schedule = schedule(seed, number);
+    let checked = std::panic::catch_unwind(|| {
+        let outcome = run(&schedule);
+        outcome.check(&schedule).map(|()| {
+            let end = match (&outcome.summary, &outcome.arrival) {
+                (Some(summary), _) => match summary.outcome {
+                    MoveOutcome::Moved => "moved",
+                    MoveOutcome::Cancelled => "cancelled",
+                    MoveOutcome::RolledBack { .. } => "rolled back",
+                    MoveOutcome::Stranded { .. } | MoveOutcome::SourceLost { .. } => "stranded",
+                },
+                (None, Some(TargetOutcome::Running(_))) => "source killed, moved",
+                (None, Some(TargetOutcome::Failed { .. })) => "source killed, stranded",
+                (None, Some(TargetOutcome::Discarded(_))) => "source killed, lost with it",
+                (None, None) => "both killed",
+            };
+            (end, outcome.witness.checked(), outcome.witness.demanded())
+        })
+    });
+    let broken = checked.unwrap_or_else(|_| Err("a panic".to_owned()));
+    let mut tally = tally.lock().unwrap();
+    match broken {
+        Ok((end, checked, demanded)) => {
+            let way = match schedule.request.strategy {
+                Way::Auto => "auto",
+                Way::Precopy => "precopy",
+                Way::Postcopy => "postcopy",
+                Way::Hybrid => "hybrid",
+            };
+            *tally.ends.entry((way, end)).or_default() += 1;
+            tally.checked += checked;
+            tally.demanded += demanded;
+        }
+        Err(what) => {
+            let repeat = format!("VMOTION_SCHEDULE_SEED={seed} VMOTION_SCHEDULE={number}");
+            println!("{what}\n{repeat}: {schedule:#?}");
+            tally.failure.get_or_insert_with(|| format!("{what}; repeat it with {repeat}"));
+        }
+    }
 }
 
 #[test]
-fn no_schedule_of_faults_leaves_two_runners_or_a_lost_machine() {
+fn no_schedule_of_faults_leaves_two_runners_or_a_lost_machine_or_a_wrong_page() {
     let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let seed =
-        std::env::var("VMOTION_SCHEDULE_SEED").ok().map_or(clock.as_nanos() as u64, |seed| seed.parse().unwrap());
-    println!("VMOTION_SCHEDULE_SEED={seed}");
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let begun = Instant::now();
-    let mut count = 0;
-    while begun.elapsed() < TIME {
-        let schedule = schedules().new_tree(&mut runner).unwrap().current();
-        let description = format!("schedule {count} of VMOTION_SCHEDULE_SEED={seed}: {schedule:#?}");
-        let checked = std::panic::catch_unwind(|| run(schedule).check());
-        let broken = checked.unwrap_or_else(|_| Err("a panic".to_owned()));
-        assert!(broken.is_ok(), "{}\n{description}", broken.unwrap_err());
-        count += 1;
+    let seed = setting("VMOTION_SCHEDULE_SEED").unwrap_or(clock.as_nanos() as u64);
+    let numbers = match setting("VMOTION_SCHEDULE") {
+        Some(only) => only..only + 1,
+        None => 0..setting("VMOTION_SCHEDULES").unwrap_or(SCHEDULES),
+    };
+    let count = numbers.end - numbers.start;
+    println!("VMOTION_SCHEDULE_SEED={seed} VMOTION_SCHEDULES={count}");
+    let (next, tally, begun) = (AtomicU64::new(numbers.start), Mutex::new(Tally::default()), Instant::now());
+    thread::scope(|scope| {
+        for _ in 0..AT_A_TIME.min(count as usize) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= numbers.end || tally.lock().unwrap().failure.is_some() {
+                        return;
+                    }
+                    one(seed, number, &tally);
+                }
+            });
+        }
+    });
+    let Tally { ends, checked, demanded, failure } = tally.into_inner().unwrap();
+    for ((way, end), times) in &ends {
+        println!("{way:>9} {times:5} {end}");
     }
-    println!("{count} schedules in {:.1} s", begun.elapsed().as_secs_f64());
+    println!(
+        "{count} schedules in {:.1} s: {checked} pages compared, {demanded} demanded",
+        begun.elapsed().as_secs_f64()
+    );
+    assert!(failure.is_none(), "{}", failure.unwrap());
+    // What explores nothing proves nothing.
+    if count >= 1000 {
+        for way in ["auto", "precopy", "postcopy", "hybrid"] {
+            assert!(ends.contains_key(&(way, "moved")) && ends.contains_key(&(way, "rolled back")), "{way}: {ends:?}");
+        }
+        assert!(ends.contains_key(&("postcopy", "stranded")) && demanded > 0, "{ends:?}");
+    }
 }

@@ -1,6 +1,6 @@
 //! An owner store that fails as scheduled.
 
-use super::guest::Side;
+use super::witness::Side;
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
