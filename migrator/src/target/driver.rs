@@ -254,16 +254,38 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
         if owed && let Err(reason) = self.follow() {
             return Event::Failed(reason);
         }
-        let loaded = tokio::task::block_in_place(|| self.machine.restore(&state));
+        let loaded = if owed {
+            self.restore_while_fed(state).await
+        } else {
+            tokio::task::block_in_place(|| self.machine.restore(&state)).map_err(|error| error_chain(&error))
+        };
         self.report.load_ms = ms_between(start, Instant::now());
-        // Without the source the guest could not go on for long. Nobody has been asked for it yet.
-        while let Some(arrival) = self.inbox.as_mut().and_then(|inbox| inbox.try_recv().ok()) {
-            if let Arrival::Lost(reason) = arrival {
-                self.machine.abandon();
-                return Event::Failed(reason);
+        loaded.map_or_else(Event::Failed, |()| Event::Loaded)
+    }
+
+    /// Loads the state; what it touches may be missing, and comes only while there is a source. Without one the guest could not go on
+    /// for long, and nobody has been asked for it yet.
+    async fn restore_while_fed(&mut self, state: Vec<u8>) -> Result<(), String> {
+        let machine = Arc::clone(&self.machine);
+        let mut loading = tokio::task::spawn_blocking(move || machine.restore(&state));
+        let inbox = self.inbox.as_mut().ok_or("there is no session")?;
+        let lost = loop {
+            tokio::select! {
+                biased;
+                arrival = inbox.recv() => match arrival {
+                    Some(Arrival::Lost(reason)) => break reason,
+                    Some(_) => {}
+                    None => break "the session ended".to_owned(),
+                },
+                loaded = &mut loading => {
+                    let loaded = loaded.map_err(|error| error.to_string())?;
+                    return loaded.map_err(|error| error_chain(&error));
+                }
             }
-        }
-        loaded.map_or_else(|error| Event::Failed(error_chain(&error)), |()| Event::Loaded)
+        };
+        // Loading may wait for a page that will not come; its thread ends with the process.
+        self.machine.abandon();
+        Err(lost)
     }
 
     /// From here on a missing page is asked for when it is touched.

@@ -140,3 +140,12 @@ fn a_store_that_answers_late_loses_no_guest() {
         assert_eq!(outcome.witness.starts(Side::Source), 1, "it never ran again");
     }
 }
+
+#[test]
+fn a_path_that_is_lost_while_the_state_is_loaded_gives_the_guest_back() {
+    // Loading waits for a page that does not come: the path is cut as the offer goes out.
+    let target = GuestFaults { restore_reads: 64, ..GuestFaults::default() };
+    let outcome = checked(Schedule { target, ..harmed(Side::Target, "complete", Harm::Cut) });
+    assert!(matches!(outcome.result(), MoveOutcome::RolledBack { .. }), "{:?}", outcome.result());
+    assert!(matches!(outcome.arrival, Some(TargetOutcome::Discarded(_))), "{:?}", outcome.arrival);
+}
