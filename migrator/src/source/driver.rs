@@ -615,8 +615,10 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         let (Some(session), Some(owed)) = (&mut self.session, &self.owed) else { return };
         let (Some(server), Some(copier)) = (session.demand.take(), session.copier.clone()) else { return };
         let (owed, hasher, events) = (Arc::clone(owed), self.hasher.clone(), self.events.clone());
-        server.runtime().spawn(async move {
-            if let Err(reason) = follow::serve(server, &copier, &owed, hasher).await {
+        let serving = server.runtime().spawn(async move { follow::serve(server, &copier, &owed, hasher).await });
+        // Not there: the lane's thread ends with the lane, and what it has to say of that would end with it.
+        tokio::spawn(async move {
+            if let Err(reason) = serving.await.unwrap_or_else(|error| Err(error.to_string())) {
                 fail_unless_over(&events, reason).await;
             }
         });

@@ -108,6 +108,8 @@ fn whoever_dies_while_memory_follows_takes_the_guest_with_it() {
             must_strand(harmed(side, state, Harm::Kill(victim)));
         }
         must_strand(harmed(side, state, Harm::Cut));
+        // What was on its way on the demand lane comes by no other; if nothing was, all comes.
+        checked(harmed(side, state, Harm::CutDemand));
     }
 }
 
