@@ -417,6 +417,10 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             }
             Effect::HandOver => {
                 let Source::Paused { guard, .. } = state else { return None };
+                // A lane that nothing was sent on for long may have been lost without anybody having noticed but its connection.
+                if self.session.as_ref().is_some_and(|session| !session.stats.is_whole()) {
+                    return Some(Event::Failed("a connection that the guest would depend on is lost".to_owned()));
+                }
                 self.owed = self.last.as_deref().map(|missing| Arc::new(OwedPages::new(missing)));
                 Some(self.send_last_in_time(guard).await)
             }

@@ -78,6 +78,12 @@ impl PathStats {
         self.connections.iter().all(|connection| connection.remote_address().ip().is_loopback())
     }
 
+    /// Is every connection still open, as far as is known here?
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.connections.iter().all(|connection| connection.close_reason().is_none())
+    }
+
     /// Packets QUIC declared lost.
     #[must_use]
     pub fn packets_lost(&self) -> u64 {
