@@ -124,7 +124,7 @@ fn climates() -> impl Strategy<Value = Climate> {
 
 fn requests(way: Way) -> impl Strategy<Value = MoveRequest> {
     // A slow path makes what remains worth a hand-over, and keeps a guest waiting for what follows it.
-    let bandwidth = prop_oneof![1 => Just(None), 1 => (20u32..24).prop_map(|shift| Some(1 << shift))];
+    let bandwidth = prop_oneof![1 => Just(None), 1 => (21u32..25).prop_map(|shift| Some(1 << shift))];
     let rounds = prop_oneof![2 => Just(60u32), 1 => 1u32..4];
     (20u32..300, bandwidth, rounds, prop::bool::weighted(0.2)).prop_map(
         move |(downtime_ms_max, bandwidth_max, rounds_max, verify)| MoveRequest {
@@ -167,6 +167,9 @@ fn schedules(way: Way) -> impl Strategy<Value = Schedule> {
                 seed,
                 ..Schedule::default()
             };
+            // A large guest on a slow path would only take long.
+            let least = pages << 11;
+            schedule.request.bandwidth_max = schedule.request.bandwidth_max.map(|rate: u64| rate.max(least));
             // Where nothing happens to the path nobody may be taken for lost, however busy this machine is.
             let silence = if schedule.may_strand() { 300 } else { 10_000 };
             schedule.silence = Duration::from_millis(silence);
