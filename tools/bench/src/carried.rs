@@ -1,8 +1,8 @@
 //! How much of an emulated link a move used.
 //!
 //! The emulator's counters are read now and then while the move runs. *Bulk* is the time in which all but the first and the last
-//! hundredth of the bytes arrived: without the choice of a host and the pause, but with slow start, with the time between rounds,
-//! and with what was sent twice.
+//! hundredth of the bytes arrived: without the choice of a host and the pause, but with slow start, with the short rounds before the
+//! pause, and with what was sent twice. The middle, without the first and the last tenth, has none of these.
 
 use crate::link::Link;
 use serde::Serialize;
@@ -14,14 +14,17 @@ use std::{
 use vmotion_wan::{Counters, Direction, Wan};
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Bytes before and after bulk, as parts of all.
+/// Bytes before and after, as parts of all.
 const BULK: (f64, f64) = (0.01, 0.99);
+const MIDDLE: (f64, f64) = (0.1, 0.9);
 
 /// What a link carried from the source to the target.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Carried {
     /// Of what the link could carry during bulk.
     pub(crate) used: f64,
+    /// Of what it could carry in the middle.
+    pub(crate) used_in_middle: f64,
     pub(crate) bulk_s: f64,
     /// Packets that found the queue full, and packets lost on the wire.
     pub(crate) dropped_by_queue: u64,
@@ -67,10 +70,12 @@ fn look(wan: &Wan, stop: &AtomicBool) -> Seen {
 
 fn carried(before: &Counters, after: &Counters, seen: &Seen, bits_per_s: f64) -> Option<Carried> {
     let (_, all) = *seen.last()?;
-    let (from, to) = (reached(seen, all * BULK.0)?, reached(seen, all * BULK.1)?);
-    let bulk_s = (to - from).max(1e-3);
+    let span = |(from, to): (f64, f64)| Some((reached(seen, all * to)? - reached(seen, all * from)?).max(1e-3));
+    let used = |(from, to), seconds: f64| all * (to - from) * 8.0 / (seconds * bits_per_s);
+    let (bulk_s, middle_s) = (span(BULK)?, span(MIDDLE)?);
     Some(Carried {
-        used: all * (BULK.1 - BULK.0) * 8.0 / (bulk_s * bits_per_s),
+        used: used(BULK, bulk_s),
+        used_in_middle: used(MIDDLE, middle_s),
         bulk_s,
         dropped_by_queue: after.link.dropped.queue.packets - before.link.dropped.queue.packets,
         lost: after.link.dropped.loss.packets - before.link.dropped.loss.packets,

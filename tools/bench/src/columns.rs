@@ -59,10 +59,13 @@ const NON_CONVERGENT: [Measure; 10] = [
     DROPPED,
 ];
 
-const WAN: [Measure; 8] = [
+const WAN: [Measure; 9] = [
     TOTAL,
     Measure::new("link used during bulk, %", 0, |sample, _| {
         sample.carried.as_ref().map_or(f64::NAN, |carried| carried.used * 100.0)
+    }),
+    Measure::new("in the middle 80 % of the bytes, %", 0, |sample, _| {
+        sample.carried.as_ref().map_or(f64::NAN, |carried| carried.used_in_middle * 100.0)
     }),
     Measure::new("bulk, s", 1, |sample, _| sample.carried.as_ref().map_or(f64::NAN, |carried| carried.bulk_s)),
     GAP,
