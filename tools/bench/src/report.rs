@@ -168,6 +168,9 @@ const NOTES: &str = "\
 - *Downtime from outside*: between the last heartbeat on the old console and the first on the new, both read by one
   observer on one clock. The guest beats every millisecond; the column `heartbeat gap p99 before` says how regular that is on this
   machine when nothing moves. What QEMU calls downtime leaves out the target's part.
+- *Link used*: bytes that crossed the emulator towards the target, IP headers and retransmissions included, of those that fit.
+  `packets dropped` counts what the queue dropped and what was lost on the way.
+- *Processor time of others* during a move on the WAN includes the emulator's, which is the bench's own.
 - *On the wire*: QEMU's `ram.transferred`; ours is all UDP payload of the source, state and retransmissions included.
 - *CPU*: user and system time of every process at both ends, for ours also controller, agents and command line. Work that
   the kernel does in soft interrupts on behalf of others is in neither.
