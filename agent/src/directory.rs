@@ -15,6 +15,7 @@ use std::{
     fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 use vmotion_model::{MachineName, MoveId};
 
@@ -22,19 +23,21 @@ use vmotion_model::{MachineName, MoveId};
 #[derive(Debug, Clone)]
 pub(crate) struct MachineDirectory {
     path: PathBuf,
+    /// Held while `state.json` is written.
+    writing: Arc<Mutex<()>>,
 }
 
 impl MachineDirectory {
     /// The directory of `name` below the agent's `data`.
     #[must_use]
     pub(crate) fn of(data: &Path, name: &MachineName) -> Self {
-        Self { path: data.join("machines").join(name.as_str()) }
+        Self::at(data.join("machines").join(name.as_str()))
     }
 
     /// The directory at `path`.
     #[must_use]
-    pub(crate) const fn at(path: PathBuf) -> Self {
-        Self { path }
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path, writing: Arc::default() }
     }
 
     /// All machines below `data`, sorted.
@@ -126,8 +129,11 @@ impl MachineDirectory {
         read_json(&self.path.join("launch.json"))
     }
 
-    pub(crate) fn write_state(&self, state: &ProcessState) -> io::Result<()> {
-        write_json(&self.path.join("state.json"), state)
+    /// One writer at a time, who asks for the state when it is his turn: what is in the file in the end is the newest, and whole.
+    pub(crate) fn write_state(&self, state: impl FnOnce() -> ProcessState) -> io::Result<()> {
+        // It guards no data; a panic leaves nothing behind in it.
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        write_json(&self.path.join("state.json"), &state())
     }
 
     pub(crate) fn read_state(&self) -> io::Result<ProcessState> {
@@ -174,7 +180,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Readers see the old file or the new one, never half of one.
+/// Readers see the old file or the new one, never half of one. One writer at a time.
 fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_vec_pretty(value)?;
     let fresh = path.with_extension("new");
@@ -184,4 +190,54 @@ fn write_json(path: &Path, value: &impl Serialize) -> io::Result<()> {
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use vmotion_model::{Backing, ByteSize, DirtySource, Epoch, MachineSpec, MachineState};
+
+    fn state(console_bytes: u64) -> ProcessState {
+        let spec = MachineSpec {
+            name: "vm1".parse().unwrap(),
+            cpus: 1,
+            memory: ByteSize::mib(64),
+            kernel: "/kernel".into(),
+            initrd: None,
+            cmdline: String::new(),
+            disks: Vec::new(),
+            backing: Backing::Memfd,
+            dirty_source: DirtySource::Auto,
+        };
+        ProcessState {
+            spec,
+            epoch: Epoch::FIRST,
+            state: MachineState::Running,
+            pid: 1,
+            // Longer and shorter in turn, as a state is that names a move or does not.
+            reason: console_bytes.is_multiple_of(2).then(|| "x".repeat(5000)),
+            console_base: 0,
+            console_bytes,
+            move_id: None,
+            left: false,
+        }
+    }
+
+    #[test]
+    fn writers_of_a_state_leave_the_newest_and_all_of_it() {
+        let path = tempfile::tempdir().unwrap();
+        let directory = MachineDirectory::at(path.path().to_owned());
+        let number = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        directory.clone().write_state(|| state(number.fetch_add(1, Ordering::Relaxed))).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(directory.read_state().unwrap().console_bytes, 799);
+    }
 }

@@ -63,7 +63,7 @@ pub(super) async fn live(directory: MachineDirectory, launch: Launch) -> Result<
     let life = match build(&directory, &launch) {
         Ok(life) => Arc::new(life),
         Err(reason) => {
-            let _ = directory.write_state(&failed(&launch, reason.clone()));
+            let _ = directory.write_state(|| failed(&launch, reason.clone()));
             return Err(reason);
         }
     };
@@ -166,7 +166,7 @@ impl Life {
     }
 
     fn save_state(&self) {
-        if let Err(error) = self.directory.write_state(&self.state()) {
+        if let Err(error) = self.directory.write_state(|| self.state()) {
             tracing::error!(%error, "state.json cannot be written");
         }
     }
