@@ -35,6 +35,8 @@ pub struct RingCollector {
 #[derive(Debug)]
 struct Collected {
     rings: Vec<DirtyRing>,
+    /// Entries collected of each ring so far.
+    written: Vec<u64>,
     pending: PageBitmap,
 }
 
@@ -43,7 +45,8 @@ impl RingCollector {
     #[must_use]
     pub fn new(vm: OwnedFd, slots: Vec<Slot>, rings: Vec<DirtyRing>) -> Self {
         let pages = slots.iter().map(|slot| slot.pages).sum();
-        let state = Mutex::new(Collected { rings, pending: PageBitmap::new(pages) });
+        let written = vec![0; rings.len()];
+        let state = Mutex::new(Collected { rings, written, pending: PageBitmap::new(pages) });
         Self { vm, slots, state }
     }
 
@@ -60,16 +63,25 @@ impl RingCollector {
         self.reap_locked(&mut self.lock())
     }
 
+    /// Pages that each vCPU has written since the machine began, as far as they were collected; a page counts each time it was
+    /// collected.
+    #[must_use]
+    pub fn written(&self) -> Vec<u64> {
+        self.lock().written.clone()
+    }
+
     fn reap_locked(&self, state: &mut Collected) -> io::Result<u64> {
-        let Collected { rings, pending } = state;
+        let Collected { rings, written, pending } = state;
         let mut entries = 0;
-        for ring in rings {
-            entries += ring.collect(|page| {
+        for (ring, written) in rings.iter_mut().zip(written) {
+            let collected = ring.collect(|page| {
                 let slot = self.slots.iter().find(|slot| slot.id == page.slot && page.offset < slot.pages);
                 if let Some(slot) = slot {
                     pending.set(slot.first + page.offset);
                 }
             });
+            *written += collected;
+            entries += collected;
         }
         if entries > 0 {
             reset_dirty_rings(&self.vm)?;

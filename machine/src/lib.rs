@@ -32,3 +32,4 @@ pub use host::{HostFacts, probe_host};
 pub use machine::{ExitReason, Frozen, Machine, PauseGuard};
 pub use memory::{Filling, GuestRam, OutsideRam};
 pub use state::{STATE_VERSION, StateError, StateSummary, inspect_state};
+pub use vcpu::Throttle;

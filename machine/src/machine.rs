@@ -10,7 +10,7 @@ use crate::boot::MmioPlace;
 use crate::console::{Console, Flusher};
 use crate::devices::Device;
 use crate::memory::{Filling, GuestRam};
-use crate::vcpu::{RunContext, Vcpu};
+use crate::vcpu::{RunContext, Throttle, Vcpu};
 use crate::vm::Vm;
 use crate::{ConsoleHandle, MachineConfig, MachineError};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -188,6 +188,15 @@ impl Machine {
     /// [`MachineError`] says what is wrong with the host, the spec or a file; nothing is left behind.
     pub fn prepare(config: &MachineConfig) -> Result<Self, MachineError> {
         Ok(Self { inner: Arc::new(build::build(config)?) })
+    }
+
+    /// Slows down those of the vCPUs that write, by `percent`, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// [`MachineError::Thread`] when the host starts no more threads.
+    pub fn throttle(&self, percent: u8) -> Result<Throttle, MachineError> {
+        let vcpus = self.inner.vcpus().iter().map(|vcpu| Arc::clone(vcpu.shared())).collect();
+        Throttle::start(vcpus, self.inner.rings.clone(), percent).map_err(MachineError::Thread)
     }
 
     /// Takes over a saved state. The caller has put, or will put before [`Self::resume`], the memory in place.

@@ -10,10 +10,12 @@ pub(crate) mod cpuid;
 mod msrs;
 mod run;
 mod state;
+mod throttle;
 
 pub(crate) use msrs::MsrPlan;
 pub(crate) use run::{Exits, ParkedCount, RunContext, VcpuShared};
 pub(crate) use state::VcpuState;
+pub use throttle::Throttle;
 
 use crate::MachineError;
 use crate::clock::TscShift;

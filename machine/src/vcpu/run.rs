@@ -8,7 +8,7 @@ use crate::devices::ShutdownSink;
 use crate::machine::ExitReason;
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,6 +22,9 @@ const KICK_AGAIN_MS: u64 = 20;
 /// Longest a vCPU may take to leave the guest, in seconds.
 const PARK_S_MAX: u64 = 10;
 
+/// A nap looks for a stop this often, in milliseconds: a pause must not wait for it.
+const NAP_SLICE_MS: u64 = 1;
+
 /// How other threads stop a vCPU.
 #[derive(Debug)]
 pub(crate) struct VcpuShared {
@@ -30,12 +33,20 @@ pub(crate) struct VcpuShared {
     parked: AtomicBool,
     immediate_exit: ImmediateExit,
     thread: OnceLock<KickTarget>,
+    /// How long to stay out of the guest once, in microseconds.
+    nap_us: AtomicU32,
 }
 
 impl VcpuShared {
     pub(super) fn new(fd: &VcpuFd) -> Result<Self, MachineError> {
         let immediate_exit = ImmediateExit::map(fd).map_err(MachineError::sys("map a vCPU"))?;
-        Ok(Self { stop: AtomicBool::new(true), parked: AtomicBool::new(true), immediate_exit, thread: OnceLock::new() })
+        Ok(Self {
+            stop: AtomicBool::new(true),
+            parked: AtomicBool::new(true),
+            immediate_exit,
+            thread: OnceLock::new(),
+            nap_us: AtomicU32::new(0),
+        })
     }
 
     /// Makes the vCPU leave the guest and park. The flag first: a thread that is between exits sees it; one that is
@@ -45,6 +56,33 @@ impl VcpuShared {
         self.immediate_exit.set(true);
         if let Some(thread) = self.thread.get() {
             thread.kick();
+        }
+    }
+
+    /// Makes the vCPU leave the guest and stay out for `time` once. A stop ends the nap.
+    pub(super) fn nap(&self, time: Duration) {
+        self.nap_us.store(u32::try_from(time.as_micros()).unwrap_or(u32::MAX), Ordering::SeqCst);
+        self.immediate_exit.set(true);
+        if let Some(thread) = self.thread.get() {
+            thread.kick();
+        }
+    }
+
+    /// Takes the nap that was asked for, if any.
+    fn take_nap(&self) {
+        let us = self.nap_us.swap(0, Ordering::SeqCst);
+        if us == 0 {
+            return;
+        }
+        // Before the next look at `stop`: a stop that comes later sets it again.
+        self.immediate_exit.set(false);
+        let until = Instant::now() + Duration::from_micros(u64::from(us));
+        while !self.stop.load(Ordering::SeqCst) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(Duration::from_millis(NAP_SLICE_MS)));
         }
     }
 
@@ -241,6 +279,7 @@ impl VcpuThread {
 
     fn run_until_stopped(&mut self) -> Option<ExitReason> {
         loop {
+            self.shared.take_nap();
             if self.shared.stop.load(Ordering::SeqCst) {
                 return self.finish_io();
             }
