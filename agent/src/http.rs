@@ -21,7 +21,7 @@ use vmotion_api::{
     Caller, ConsoleQuery, HostReport, IncomingReady, IncomingRequest, Json, MoveReport, OutgoingRequest, Problem,
     SnapshotRequest, StartRequest,
 };
-use vmotion_model::{ApiError, ErrorCode, MachineName, MachineStatus, MoveId};
+use vmotion_model::{ApiError, ErrorCode, MachineName, MachineStatus, MoveId, MoveLimit};
 use vmotion_transport::Principal;
 
 type Answer<T> = Result<Json<T>, Problem>;
@@ -43,7 +43,7 @@ fn routes() -> Vec<Route> {
         ("/v1/machines/{name}/snapshot", &["post"], post(snapshot)),
         ("/v1/machines/{name}/incoming", &["put"], put(incoming)),
         ("/v1/machines/{name}/outgoing", &["put"], put(outgoing)),
-        ("/v1/machines/{name}/moves/{id}", &["get", "delete"], get(report).delete(cancel)),
+        ("/v1/machines/{name}/moves/{id}", &["get", "patch", "delete"], get(report).patch(limit).delete(cancel)),
         ("/v1/machines/{name}/console", &["get", "post"], get(console_output).post(console_input)),
         ("/v1/openapi.json", &["get"], get(openapi::document)),
     ]
@@ -182,6 +182,18 @@ async fn outgoing(
     responses((status = 200, description = "How it goes", body = MoveReport), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn report(State(shared): App, Path((name, id)): Path<(String, String)>) -> Answer<MoveReport> {
     Ok(Json(shared.supervisor.report(&name_of(&name)?, &move_of(&id)?).await?))
+}
+
+/// Changes the limits of a move away from here that goes on
+#[utoipa::path(patch, path = "/v1/machines/{name}/moves/{id}", tag = "machines", request_body = MoveLimit, params(("name" = String, Path, description = "Machine"), ("id" = String, Path, description = "Move")),
+    responses((status = 200, description = "Changed"), (status = "default", description = "What went wrong", body = ApiError)))]
+async fn limit(
+    State(shared): App,
+    Path((name, id)): Path<(String, String)>,
+    Json(limit): Json<MoveLimit>,
+) -> Answer<()> {
+    shared.supervisor.limit(&name_of(&name)?, &move_of(&id)?, limit).await?;
+    Ok(Json(()))
 }
 
 /// Cancels a move away from or to here; one that is deciding already can no longer be cancelled

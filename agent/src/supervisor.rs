@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 use vmotion_api::{IncomingReady, IncomingRequest, MoveReport, OutgoingRequest, StartRequest};
 use vmotion_model::{
     ApiError, ByteSize, Epoch, ErrorCode, HostName, MachineName, MachineSpec, MachineState, MachineStatus, MoveId,
+    MoveLimit,
 };
 
 /// A machine process that is not ready by then has failed. Booting copies a kernel; huge pages take a while to clear.
@@ -163,9 +164,10 @@ impl Supervisor {
         self.check_room(&request.spec).await?;
         let socket = self.bind()?;
         let port = socket.local_addr().map_err(|error| internal(&error))?.port();
-        let IncomingRequest { move_id, spec, record, ticket } = request;
+        let IncomingRequest { move_id, spec, record, ticket, give_up_after_ms } = request;
         let epoch = record.epoch;
-        let launch = self.launch(Purpose::Receive { move_id, ticket, record }, spec, epoch);
+        let mut launch = self.launch(Purpose::Receive { move_id, ticket, record }, spec, epoch);
+        launch.arrival_timeout_ms = give_up_after_ms;
         self.spawn(&launch, Some(socket.into())).await?;
         let ready = IncomingReady { address: SocketAddr::new(self.address, port) };
         directory.write_ready(&ready).map_err(|error| internal(&error))?;
@@ -205,6 +207,7 @@ impl Supervisor {
             host: self.host.clone(),
             identity: self.identity.clone(),
             controller: self.controller.clone(),
+            arrival_timeout_ms: None,
             peer_timeout_ms: u64::try_from(self.peer_timeout.as_millis()).unwrap_or(u64::MAX),
             move_ports: (*self.ports.start(), *self.ports.end()),
         }
@@ -327,6 +330,12 @@ impl Supervisor {
     /// Calls a move off.
     pub(crate) async fn cancel(&self, name: &MachineName, id: &MoveId) -> Result<(), ApiError> {
         self.ask_living(name, &Command::Cancel(id.clone())).await
+    }
+
+    /// Changes the limits of a move away.
+    pub(crate) async fn limit(&self, name: &MachineName, id: &MoveId, limit: MoveLimit) -> Result<(), ApiError> {
+        limit.validate().map_err(|error| ApiError::new(ErrorCode::Invalid, error))?;
+        self.ask_living(name, &Command::Limit(id.clone(), limit)).await
     }
 
     /// Ends a machine.

@@ -7,8 +7,8 @@ use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use std::{net::SocketAddr, path::PathBuf};
 use vmotion_model::{
-    CpuModel, DatacenterName, Epoch, HostCapacity, HostName, MachineName, MachineSpec, MachineStatus, MoveId,
-    MoveProgress, MoveRequest, MoveSummary, OwnerRecord,
+    Accuracy, CpuModel, DatacenterName, Epoch, HostCapacity, HostName, MachineName, MachineSpec, MachineStatus, MoveId,
+    MoveLimit, MoveProgress, MoveRequest, MoveSummary, OwnerRecord,
 };
 use vmotion_transport::{ExpectedPeer, Identity, session::MoveTicket};
 
@@ -76,6 +76,9 @@ pub struct IncomingRequest {
     /// The move's secret.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub ticket: MoveTicket,
+    /// Silence of the path that is waited for, in ms; `None` for what this host is set to.
+    #[serde(default)]
+    pub give_up_after_ms: Option<u64>,
 }
 
 /// The target process is prepared.
@@ -105,6 +108,9 @@ pub struct OutgoingRequest {
     pub ticket: MoveTicket,
     /// What the operator asked.
     pub request: MoveRequest,
+    /// How far forecasts were off in earlier moves.
+    #[serde(default)]
+    pub accuracy: Accuracy,
 }
 
 /// `GET /v1/machines/{name}/moves/{id}`: how a move away from this host goes or went.
@@ -241,6 +247,14 @@ impl AgentClient {
     /// [`ClientError`].
     pub async fn cancel(&self, name: &MachineName, id: &MoveId) -> Result<(), ClientError> {
         self.http.delete(&format!("/v1/machines/{name}/moves/{id}")).await
+    }
+
+    /// Changes the limits of a move that goes on, at its source.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn limit(&self, name: &MachineName, id: &MoveId, limit: &MoveLimit) -> Result<(), ClientError> {
+        self.http.call(Method::PATCH, &format!("/v1/machines/{name}/moves/{id}"), limit).await
     }
 
     /// Console output from an offset, and the offset it begins at.

@@ -10,8 +10,8 @@ use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 use vmotion_model::{
-    Epoch, Host, HostName, MachineName, MachineSpec, MachineState, MoveId, MoveOutcome, MoveProgress, MoveRequest,
-    MoveSummary, OwnerRecord, Placement,
+    Accuracy, Epoch, Host, HostName, MachineName, MachineSpec, MachineState, MoveId, MoveLimit, MoveOutcome,
+    MoveProgress, MoveRequest, MoveSummary, OwnerRecord, Placement,
 };
 use vmotion_transport::{ExpectedPeer, Identity};
 
@@ -296,6 +296,22 @@ impl ControllerClient {
     /// [`ClientError`].
     pub async fn cancel(&self, id: &MoveId) -> Answer<Operation> {
         self.http.delete(&format!("/v1/moves/{id}")).await
+    }
+
+    /// Changes the limits of a move that goes on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn limit(&self, id: &MoveId, limit: &MoveLimit) -> Answer<Operation> {
+        self.http.call(Method::PATCH, &format!("/v1/moves/{id}"), limit).await
+    }
+
+    /// How far forecasts were off, in the moves that are remembered.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn accuracy(&self) -> Answer<Accuracy> {
+        self.http.get("/v1/moves/accuracy").await
     }
 
     /// A machine's owner record.

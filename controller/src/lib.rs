@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod accuracy;
 mod app;
 mod error;
 mod http;

@@ -1,6 +1,7 @@
 //! Moves as requests: begin, look, cancel. What happens between is the reconciler's.
 
 use crate::{
+    accuracy,
     app::{App, lock},
     error::{conflict, invalid, not_found, refused},
     inventory::unix_ms,
@@ -18,7 +19,10 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
 use vmotion_api::{ClientError, MoveCommand, Operation};
-use vmotion_model::{ApiError, HostName, MachineName, MachineState, MoveId, MoveOutcome, OwnerRecord, Placement};
+use vmotion_model::{
+    Accuracy, ApiError, HostName, MachineName, MachineState, MoveId, MoveLimit, MoveOutcome, OwnerRecord, Placement,
+    Timeline,
+};
 use vmotion_policy::{Current, PlacementRequest, Wanted};
 use vmotion_transport::session::MoveTicket;
 
@@ -193,13 +197,56 @@ pub(crate) async fn list(app: &App) -> Result<Vec<Operation>, ApiError> {
         Some(sender) if stored.value.phase != Phase::Finished => sender.borrow().clone(),
         _ => stored.value.operation,
     };
-    Ok(stored.into_iter().map(current).collect())
+    // What happened when is for whoever asks about one move.
+    let without_timeline = |mut operation: Operation| {
+        if let Some(summary) = &mut operation.summary {
+            summary.timeline = Timeline::default();
+        }
+        operation
+    };
+    Ok(stored.into_iter().map(current).map(without_timeline).collect())
+}
+
+/// Changes the limits of a move that goes on: in the store first, for a source that has not been asked to move yet.
+pub(crate) async fn limit(app: &Arc<App>, id: &MoveId, limit: MoveLimit) -> Result<Operation, ApiError> {
+    limit.validate().map_err(invalid)?;
+    let record = loop {
+        let stored = load_move(&*app.store, id).await?.ok_or_else(|| not_found(format!("There is no move {id}")))?;
+        let mut record = stored.value.clone();
+        if let Some(outcome) = &record.operation.outcome {
+            return Err(conflict(format!("Move {id} is already finished: {}", outcome_in_words(outcome))));
+        }
+        record.operation.request.bandwidth_max = limit.bandwidth_max;
+        let transaction = Transaction::default().when(stored.unchanged()).then(put(stored.key.as_str(), &record)?);
+        // Refused when the reconciler has just gone on; the phase is read again.
+        if matches!(app.store.commit(transaction).await?, Outcome::Committed(_)) {
+            break record;
+        }
+    };
+    reconciler::show(app, id, |operation| operation.request.bandwidth_max = limit.bandwidth_max);
+    if matches!(record.phase, Phase::Launching { .. } | Phase::Copying) {
+        let Operation { machine, source, .. } = &record.operation;
+        match app.agent(source)?.limit(machine, id, &limit).await {
+            // The source has not been asked to move yet, or is done already: the store has what it needs.
+            Err(ClientError::Answered(error)) if error.code == vmotion_model::ErrorCode::NotFound => {}
+            Err(ClientError::Answered(error)) => return Err(error),
+            Err(error) => return Err(ApiError::new(vmotion_model::ErrorCode::Unavailable, error.to_string())),
+            Ok(()) => {}
+        }
+    }
+    find(app, id).await
+}
+
+/// How far forecasts were off.
+pub(crate) async fn accuracy(app: &App) -> Result<Accuracy, ApiError> {
+    accuracy::of_moves(&*app.store).await
 }
 
 fn outcome_in_words(outcome: &MoveOutcome) -> String {
     match outcome {
         MoveOutcome::Moved => "moved".to_owned(),
         MoveOutcome::Cancelled => "cancelled".to_owned(),
+        MoveOutcome::Surveyed => "surveyed".to_owned(),
         MoveOutcome::RolledBack { reason } => format!("rolled back: {reason}"),
         MoveOutcome::SourceLost { reason } => format!("source lost: {reason}"),
         MoveOutcome::Stranded { reason } => format!("stranded: {reason}"),

@@ -60,7 +60,7 @@ pub(crate) fn begin(app: &Arc<App>, operation: Operation) {
 }
 
 /// Changes what readers and events show of a live move.
-fn show(app: &App, id: &MoveId, change: impl FnOnce(&mut Operation)) {
+pub(crate) fn show(app: &App, id: &MoveId, change: impl FnOnce(&mut Operation)) {
     if let Some(sender) = lock(&app.live).get(id) {
         sender.send_modify(change);
     }

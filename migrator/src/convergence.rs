@@ -47,12 +47,11 @@ pub struct Convergence {
     unpaying_rounds: u32,
     stalled_rounds: u32,
     least_remaining: f64,
-    predicted_total_ms: Option<f64>,
     elapsed_ms: f64,
 }
 
 /// Pausing, saving, loading, committing, resuming: what a pause costs without any page. Measured; see BENCHMARKS.md.
-const PAUSE_FIXED_MS: f64 = 3.0;
+const PAUSE_FIXED_MS: f64 = 4.0;
 /// A remainder that takes less than this is not worth another round.
 const NEGLIGIBLE_MS: f64 = 0.5;
 /// Another round must bring what remains below this part of what it was. Near 1, because a guest that writes almost as fast
@@ -81,7 +80,6 @@ impl Convergence {
             unpaying_rounds: 0,
             stalled_rounds: 0,
             least_remaining: f64::INFINITY,
-            predicted_total_ms: None,
             elapsed_ms: 0.0,
         }
     }
@@ -95,15 +93,21 @@ impl Convergence {
     /// The pause foreseen when `pages` remain, in ms.
     #[must_use]
     pub fn predict_pause_ms(&self, pages: u64, rtt: Duration) -> f64 {
-        let copying = self.pages_per_ms.map_or(0.0, |rate| pages as f64 / rate);
+        let copying = self.copying_ms(pages);
         // Pages and offer go out together; the answer comes back once.
         copying + rtt.as_secs_f64() * 1000.0 + PAUSE_FIXED_MS
     }
 
-    /// The whole move as foreseen after its first round, in ms.
+    /// Sending `pages` as fast as it went so far, in ms.
     #[must_use]
-    pub const fn predicted_total_ms(&self) -> Option<f64> {
-        self.predicted_total_ms
+    pub fn copying_ms(&self, pages: u64) -> f64 {
+        self.pages_per_ms.map_or(0.0, |rate| pages as f64 / rate)
+    }
+
+    /// All rounds so far, in ms.
+    #[must_use]
+    pub const fn elapsed_ms(&self) -> f64 {
+        self.elapsed_ms
     }
 
     /// Takes a round into account and decides.
@@ -116,13 +120,8 @@ impl Convergence {
             self.pages_per_ms = Some(self.pages_per_ms.map_or(sample, |rate| (rate + sample) / 2.0));
         }
         let predicted_ms = self.predict_pause_ms(round.remaining_pages, round.rtt);
-        if self.predicted_total_ms.is_none() {
-            // What remains is a fraction of what was sent; the rounds to come form a geometric series.
-            let ratio = (round.remaining_pages as f64 / round.pages.max(1) as f64).min(0.95);
-            self.predicted_total_ms = Some(self.elapsed_ms + ms * ratio / (1.0 - ratio) + PAUSE_FIXED_MS);
-        }
         let before = self.remaining_before.replace(round.remaining_pages);
-        let copying_ms = self.pages_per_ms.map_or(0.0, |rate| round.remaining_pages as f64 / rate);
+        let copying_ms = self.copying_ms(round.remaining_pages);
         let pays = before.is_none_or(|before| (round.remaining_pages as f64) < before as f64 * PAYING_RATIO);
         self.unpaying_rounds = if pays { 0 } else { self.unpaying_rounds + 1 };
         let floor = self.unpaying_rounds >= UNPAYING_ROUNDS || copying_ms < NEGLIGIBLE_MS;

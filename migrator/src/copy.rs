@@ -8,6 +8,7 @@
 
 use crate::{
     guest::GuestPages,
+    limit::{BandwidthLimit, Pacer},
     owed::{OwedPages, PushPace, PushWindow},
 };
 use std::{
@@ -98,8 +99,7 @@ struct Shared<M: ?Sized> {
     /// The round at work is to end where it is.
     cut_short: AtomicBool,
     flows: u64,
-    /// Bytes per second for one flow; 0 for no limit.
-    flow_bandwidth: u64,
+    limit: Arc<BandwidthLimit>,
     machine: Arc<M>,
 }
 
@@ -151,7 +151,7 @@ impl<M: GuestPages + ?Sized + 'static> Copier<M> {
         wire: Arc<WireCost>,
         tracker: SharedTracker,
         hasher: &PageHasher,
-        bandwidth_max: Option<u64>,
+        limit: Arc<BandwidthLimit>,
     ) -> std::io::Result<Self> {
         let count = flows.len() as u64;
         let shared = Arc::new(Shared {
@@ -162,7 +162,7 @@ impl<M: GuestPages + ?Sized + 'static> Copier<M> {
             stop: AtomicBool::new(false),
             cut_short: AtomicBool::new(false),
             flows: count,
-            flow_bandwidth: bandwidth_max.map_or(0, |bandwidth| (bandwidth / count.max(1)).max(1)),
+            limit,
             machine,
         });
         let mut jobs = Vec::new();
@@ -173,7 +173,7 @@ impl<M: GuestPages + ?Sized + 'static> Copier<M> {
                 flow,
                 number,
                 encoder: BatchEncoder::new(hasher.clone(), None),
-                pacer: Pacer::new(shared.flow_bandwidth),
+                pacer: Pacer::default(),
             };
             thread::Builder::new().name(format!("copy-{number}")).spawn(move || worker.run(&receiver))?;
             jobs.push(sender);
@@ -373,42 +373,23 @@ impl<M: GuestPages + ?Sized> Worker<M> {
         if self.shared.stop.load(Ordering::Relaxed) {
             return Err(CopyError::Stopped);
         }
-        for part in self.encoder.finish(&self.shared.wire).into_iter().flatten() {
+        let frame = self.encoder.finish(&self.shared.wire);
+        // Before the bytes, which may have to wait: what was counted is on its way.
+        self.shared.counters.add(&self.encoder.take_counts());
+        for part in frame.into_iter().flatten() {
             self.send(part)?;
         }
-        self.shared.counters.add(&self.encoder.take_counts());
         Ok(())
     }
 
     fn send(&mut self, bytes: bytes::Bytes) -> Result<(), CopyError> {
         let length = bytes.len() as u64;
-        self.pacer.wait_for(length);
+        let Shared { limit, flows, stop, .. } = &*self.shared;
+        if !self.pacer.wait_for(length, limit, *flows, stop) {
+            return Err(CopyError::Stopped);
+        }
         self.flow.send_blocking(bytes)?;
         self.shared.counters.bytes.fetch_add(length, Ordering::Relaxed);
         Ok(())
-    }
-}
-
-/// Keeps one flow at or below its share of the operator's bandwidth limit.
-struct Pacer {
-    bytes_per_s: u64,
-    next: Instant,
-}
-
-impl Pacer {
-    fn new(bytes_per_s: u64) -> Self {
-        Self { bytes_per_s, next: Instant::now() }
-    }
-
-    /// Sleeps until `bytes` may go.
-    fn wait_for(&mut self, bytes: u64) {
-        if self.bytes_per_s == 0 {
-            return;
-        }
-        let now = Instant::now();
-        thread::sleep(self.next.saturating_duration_since(now));
-        #[expect(clippy::cast_precision_loss, reason = "a batch's bytes and a rate")]
-        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
-        self.next = self.next.max(now) + cost;
     }
 }

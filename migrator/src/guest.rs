@@ -38,6 +38,13 @@ pub trait SourceMachine: GuestPages + 'static {
     /// # Errors
     /// When one does not; the others run on.
     fn pause(&self) -> Result<Self::Paused, GuestError>;
+    /// Slows the guest down by `percent`, where it writes, until what is returned is dropped.
+    ///
+    /// # Errors
+    /// When this machine cannot be slowed down.
+    fn throttle(&self, percent: u8) -> Result<Box<dyn Send>, GuestError> {
+        Err(GuestError(format!("this machine cannot be slowed down by {percent} %")))
+    }
 }
 
 /// A guest that stands still. Dropping it lets the guest go on: whatever fails before the point of no return ends so.

@@ -63,6 +63,10 @@ impl SourceMachine for KvmSource {
     fn pause(&self) -> Result<PauseGuard, GuestError> {
         Ok(self.machine.pause()?)
     }
+
+    fn throttle(&self, percent: u8) -> Result<Box<dyn Send>, GuestError> {
+        Ok(Box::new(self.machine.throttle(percent)?))
+    }
 }
 
 impl PausedGuest for PauseGuard {

@@ -12,9 +12,12 @@
 mod convergence;
 mod copy;
 mod digest;
+mod dirty_curve;
+mod forecast;
 pub mod guest;
 mod host_load;
 mod kvm;
+mod limit;
 mod owed;
 pub mod ownership;
 mod plan;
@@ -30,4 +33,5 @@ mod model_guest;
 pub use convergence::{Convergence, RoundReport};
 pub use digest::memory_digest;
 pub use kvm::{KvmSource, KvmTarget};
+pub use limit::BandwidthLimit;
 pub use plan::{Decision, Plan};

@@ -7,7 +7,7 @@ use crate::{
     convergence::{Convergence, RoundReport},
     model_guest::Token,
     plan::Plan,
-    source::state::{Effect as SourceEffect, Event as SourceEvent, Source},
+    source::state::{Abort, Effect as SourceEffect, Event as SourceEvent, Source, Verdict},
     target::state::{Effect as TargetEffect, Event as TargetEvent, Target},
 };
 use stateright::{Checker, Model, Property};
@@ -46,6 +46,10 @@ struct World {
     /// The guest runs at the source / the target.
     runs_source: bool,
     runs_target: bool,
+    /// Pages were missing at the offer.
+    owed: bool,
+    /// The first round was judged.
+    surveyed: bool,
     /// Kills and cuts left.
     faults: u8,
 }
@@ -82,13 +86,6 @@ enum Action {
 
 struct Moves {
     strategy: Strategy,
-}
-
-impl Moves {
-    /// In this model one round is copied, and hybrid finds that it brought little.
-    fn owes(&self) -> bool {
-        matches!(self.strategy, Strategy::Postcopy | Strategy::Hybrid)
-    }
 }
 
 impl World {
@@ -131,8 +128,11 @@ impl World {
                 });
             }
             SourceEffect::SendLast | SourceEffect::HandOver => self.source_event(SourceEvent::LastSent),
-            SourceEffect::Serve | SourceEffect::PushRest => {}
-            SourceEffect::SendOffer => self.offer = self.session,
+            SourceEffect::Serve | SourceEffect::PushRest | SourceEffect::CutShort => {}
+            SourceEffect::SendOffer => {
+                self.offer = self.session;
+                self.owed = matches!(self.source, Some(Source::Offered { owes: true, .. }));
+            }
             SourceEffect::Resume(_) | SourceEffect::Thaw(_) => self.runs_source = true,
             SourceEffect::Reclaim => {
                 if self.record == Record::Source {
@@ -189,6 +189,8 @@ impl Model for Moves {
             all_here: false,
             runs_source: true,
             runs_target: false,
+            owed: false,
+            surveyed: false,
             faults: 2,
         };
         world.target_event(TargetEvent::Built);
@@ -206,6 +208,14 @@ impl Model for Moves {
                 }
             }
             actions.extend(["cancel", "overdue", "does not get through"].map(Action::SourceEvent));
+            // Once, in the first round.
+            let surveys = matches!(world.source, Some(Source::Copying { round: 1, take_backs: 0, .. }));
+            if surveys && !world.surveyed {
+                actions.push(Action::SourceEvent("surveyed: end"));
+                if self.strategy != Strategy::Precopy {
+                    actions.push(Action::SourceEvent("surveyed: hand over"));
+                }
+            }
             if !world.session {
                 actions.push(Action::SourceEvent("session lost"));
             }
@@ -251,6 +261,13 @@ impl Model for Moves {
         match action {
             Action::SourceDoes => next.source_does(),
             Action::SourceEvent("cancel") => next.source_event(SourceEvent::Cancel),
+            Action::SourceEvent("surveyed: end") => {
+                next.source_event(SourceEvent::Surveyed(Verdict::End(Abort::Surveyed)));
+            }
+            Action::SourceEvent("surveyed: hand over") => {
+                next.surveyed = true;
+                next.source_event(SourceEvent::Surveyed(Verdict::HandOver(Strategy::Postcopy)));
+            }
             Action::SourceEvent("does not get through") => next.source_event(SourceEvent::Overran),
             Action::SourceEvent("overdue") => next.source_event(SourceEvent::Overdue),
             Action::SourceEvent(reason) => next.source_event(SourceEvent::Failed(reason.to_owned())),
@@ -267,7 +284,7 @@ impl Model for Moves {
             }
             Action::DeliverOffer => {
                 next.offer = false;
-                next.target_event(TargetEvent::AllArrived { owed: self.owes() });
+                next.target_event(TargetEvent::AllArrived { owed: next.owed });
             }
             Action::DeliverCommit => {
                 next.commit = false;

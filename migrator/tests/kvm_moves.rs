@@ -19,8 +19,8 @@ use vmotion_migrator::{
     target::{TargetMove, TargetOptions, TargetOutcome},
 };
 use vmotion_model::{
-    ByteSize, DirtySource, Epoch, HostName, MachineSpec, MoveId, MoveOutcome, MoveRequest, MoveSummary, OwnerRecord,
-    OwnerState, PAGE_SIZE, Strategy,
+    Accuracy, ByteSize, DirtySource, Epoch, HostName, MachineSpec, MoveId, MoveOutcome, MoveRequest, MoveSummary,
+    OwnerRecord, OwnerState, PAGE_SIZE, Strategy,
 };
 use vmotion_probe_guest::{CommandLine, ConsoleEvent, ConsoleLine, ConsoleReader, Content, Pattern, Rate};
 use vmotion_transport::{
@@ -203,6 +203,8 @@ impl Bench {
                 record,
                 request,
                 tuning,
+                accuracy: Accuracy::default(),
+                limit: Arc::default(),
             },
         };
         let arrival = tokio::spawn(target.run(|_| (), CancellationToken::new()));

@@ -8,20 +8,25 @@ mod host;
 mod memory;
 mod moves;
 mod name;
+mod outlook;
 mod owner;
 mod placement;
+mod report;
+mod request;
 mod size;
 mod spec;
+mod timeline;
 
 pub use error::{ApiError, ErrorCode, error_chain};
 pub use host::{CpuModel, Host, HostCapacity, HostState, MachineState, MachineStatus};
 pub use memory::{GuestAddress, LayoutError, MemoryLayout, MemoryRegion, PAGE_SIZE, PageNumber};
-pub use moves::{
-    DigestReport, DowntimeReport, FollowReport, MoveId, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary,
-    PageCounts, Prediction, Strategy,
-};
+pub use moves::{MoveId, MoveOutcome, MovePhase, MoveProgress, PageCounts, Strategy};
 pub use name::{DatacenterName, HostName, MachineName, NameError};
+pub use outlook::{Accuracy, Deviation, Expected, Forecast, Outlook, Survey};
 pub use owner::{Epoch, OwnerRecord, OwnerState};
 pub use placement::{Judgement, Placement, Verdict};
-pub use size::{ByteSize, SizeError};
+pub use report::{DigestReport, DowntimeReport, FollowReport, MoveSummary, Prediction};
+pub use request::{MoveLimit, MoveRequest};
+pub use size::{Bandwidth, BandwidthError, ByteSize, SizeError};
 pub use spec::{Backing, DirtySource, DiskSpec, MachineSpec, SpecError};
+pub use timeline::{RoundRecord, Timeline, TimelineEvent, TimelineSample};

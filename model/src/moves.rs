@@ -1,6 +1,5 @@
-//! A move as the operator sees it: the request, its progress, and the report.
+//! A move as the operator sees it: its name, its strategy, its progress and its end.
 
-use crate::{Epoch, HostName, MachineName};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -102,64 +101,6 @@ impl FromStr for Strategy {
     }
 }
 
-/// What the operator asks of one move.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct MoveRequest {
-    /// The pause the guest may suffer, in ms. The engine switches over when it predicts less, and takes a longer pause back.
-    #[serde(default = "MoveRequest::default_downtime_ms_max")]
-    pub downtime_ms_max: u32,
-    /// Bytes per second on the wire at most; `None` for what the path gives.
-    #[serde(default)]
-    pub bandwidth_max: Option<u64>,
-    /// Compare a digest of all guest memory at both ends inside the pause.
-    #[serde(default)]
-    pub verify: bool,
-    /// Rounds after which a move that does not converge is given up.
-    #[serde(default = "MoveRequest::default_rounds_max")]
-    pub rounds_max: u32,
-    /// How memory gets there.
-    #[serde(default)]
-    pub strategy: Strategy,
-}
-
-impl MoveRequest {
-    /// Do the wishes fit each other?
-    ///
-    /// # Errors
-    /// A sentence that names the fields, their values and what to do.
-    pub fn validate(&self) -> Result<(), String> {
-        let follows = matches!(self.strategy, Strategy::Postcopy | Strategy::Hybrid);
-        if self.verify && follows {
-            return Err(format!(
-                "verify and strategy {} contradict each other: digests of all memory are compared inside the pause, and part of it \
-                 follows later; use strategy precopy, or do not verify",
-                self.strategy
-            ));
-        }
-        Ok(())
-    }
-
-    const fn default_downtime_ms_max() -> u32 {
-        300
-    }
-    const fn default_rounds_max() -> u32 {
-        60
-    }
-}
-
-impl Default for MoveRequest {
-    fn default() -> Self {
-        Self {
-            downtime_ms_max: Self::default_downtime_ms_max(),
-            bandwidth_max: None,
-            verify: false,
-            rounds_max: Self::default_rounds_max(),
-            strategy: Strategy::Auto,
-        }
-    }
-}
-
 /// How far a move is, for people. The state machines of the two ends have states of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -186,6 +127,8 @@ pub enum MoveOutcome {
     Moved,
     /// Cancelled before switch-over; the machine runs on at the source.
     Cancelled,
+    /// Only measured and predicted, as asked; the machine was not paused and runs on at the source.
+    Surveyed,
     /// Failed before the point of no return, or reclaimed after it; the machine runs on at the source.
     RolledBack {
         /// Why.
@@ -227,6 +170,18 @@ impl PageCounts {
         self.zero + self.raw + self.lz4 + self.zstd + self.unchanged
     }
 
+    /// What was counted since `before`.
+    #[must_use]
+    pub const fn since(&self, before: &Self) -> Self {
+        Self {
+            zero: self.zero.saturating_sub(before.zero),
+            raw: self.raw.saturating_sub(before.raw),
+            lz4: self.lz4.saturating_sub(before.lz4),
+            zstd: self.zstd.saturating_sub(before.zstd),
+            unchanged: self.unchanged.saturating_sub(before.unchanged),
+        }
+    }
+
     /// Adds `other`.
     pub const fn add(&mut self, other: &Self) {
         let Self { zero, raw, lz4, zstd, unchanged } = other;
@@ -262,132 +217,9 @@ pub struct MoveProgress {
     pub elapsed_ms: u64,
 }
 
-/// What the engine foresaw just before it paused the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Prediction {
-    /// Whole move, in ms, as foreseen after the first round.
-    pub total_ms: f64,
-    /// Pause, in ms, as foreseen just before it.
-    pub downtime_ms: f64,
-}
-
-/// The pause, as each end measured it, in ms. The parts add up to the whole.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct DowntimeReport {
-    /// Source clock: from the pause request until the target said it runs.
-    pub source_ms: f64,
-    /// Target clock: from the notice of the pause until vCPUs were let go.
-    pub target_ms: f64,
-    /// Stopping all vCPUs and devices.
-    pub pause_ms: f64,
-    /// Last dirty scan and last pages handed to the transport.
-    pub last_pages_ms: f64,
-    /// Saving device and vCPU state.
-    pub save_ms: f64,
-    /// On the way: from the offer until everything had arrived (source clock less the target's parts).
-    pub transfer_ms: f64,
-    /// Comparing digests of all memory at the target; 0 without `verify`.
-    pub digest_ms: f64,
-    /// Loading device and vCPU state.
-    pub load_ms: f64,
-    /// The compare-and-set of the owner record.
-    pub commit_ms: f64,
-    /// Letting vCPUs go.
-    pub resume_ms: f64,
-}
-
-/// What happened between the hand-over and the last page, when memory followed the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct FollowReport {
-    /// Pages missing at the target when the guest was let go.
-    pub missing_pages: u64,
-    /// Those of them that a vCPU or device waited for.
-    pub demanded_pages: u64,
-    /// Time from the guest's going on until the last page was there, in ms.
-    pub duration_ms: f64,
-    /// Median wait for a demanded page, from the fault's arrival in user space until the page was mapped, in µs.
-    pub stall_p50_us: f64,
-    /// 99 of 100 waits were shorter, in µs.
-    pub stall_p99_us: f64,
-    /// 999 of 1000 waits were shorter, in µs.
-    pub stall_p999_us: f64,
-    /// The longest wait, in µs.
-    pub stall_max_us: f64,
-}
-
-/// Digests of all guest memory during the pause.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct DigestReport {
-    /// xxh3-128 of all RAM, source, in hexadecimal.
-    pub source: String,
-    /// The same at the target.
-    pub target: String,
-}
-
-impl DigestReport {
-    /// Do both ends hold the same bytes?
-    #[must_use]
-    pub fn equal(&self) -> bool {
-        self.source == self.target
-    }
-}
-
-/// The report of a finished move.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct MoveSummary {
-    /// The machine.
-    pub machine: MachineName,
-    /// Where it was.
-    pub source: HostName,
-    /// Where it was to go.
-    pub target: HostName,
-    /// How it ended.
-    pub outcome: MoveOutcome,
-    /// Epoch the machine runs with now.
-    pub epoch: Epoch,
-    /// From request to end, in ms, by the source's clock.
-    pub total_ms: f64,
-    /// The pause and its parts.
-    pub downtime: DowntimeReport,
-    /// What was foreseen.
-    pub predicted: Prediction,
-    /// Copy rounds while the guest ran.
-    pub rounds: u32,
-    /// Pages by kind.
-    pub pages: PageCounts,
-    /// Page payload and state bytes handed to the transport.
-    pub wire_bytes: u64,
-    /// Bytes in all UDP datagrams of the source, as QUIC counted them, retransmissions and acknowledgements included.
-    pub udp_bytes: u64,
-    /// CPU seconds the source process spent during the move.
-    pub source_cpu_s: f64,
-    /// CPU seconds the target process spent during the move.
-    pub target_cpu_s: f64,
-    /// With `verify`.
-    #[serde(default)]
-    pub digests: Option<DigestReport>,
-    /// When memory followed the guest.
-    #[serde(default)]
-    pub follow: Option<FollowReport>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_digest_of_all_memory_cannot_be_had_while_part_of_it_is_elsewhere() {
-        let request = |strategy| MoveRequest { verify: true, strategy, ..MoveRequest::default() };
-        let refused = request(Strategy::Postcopy).validate().unwrap_err();
-        assert!(refused.contains("strategy postcopy") && refused.contains("use strategy precopy"), "{refused}");
-        assert!(request(Strategy::Hybrid).validate().is_err());
-        assert!(request(Strategy::Auto).validate().is_ok() && request(Strategy::Precopy).validate().is_ok());
-    }
 
     #[test]
     fn a_strategy_is_read_as_it_is_written() {

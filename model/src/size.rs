@@ -91,9 +91,60 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
+/// Bytes per second. As operators write it: `800Mbit`, `2Gbit` (powers of 1000, in bits), or a size such as `100M` (powers of 1024,
+/// in bytes).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Bandwidth(pub u64);
+
+/// Why a bandwidth was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("bandwidth {0:?} is not valid: use bits such as 800Mbit or 2Gbit, or bytes such as 100M, for each second")]
+pub struct BandwidthError(pub String);
+
+impl FromStr for Bandwidth {
+    type Err = BandwidthError;
+
+    fn from_str(text: &str) -> Result<Self, BandwidthError> {
+        let refused = || BandwidthError(text.to_owned());
+        let lower = text.trim().to_ascii_lowercase();
+        let Some(bits) = lower.strip_suffix("bit").or_else(|| lower.strip_suffix("bps")) else {
+            let bytes = lower.strip_suffix("/s").unwrap_or(&lower);
+            return bytes.parse::<ByteSize>().map(|size| Self(size.0)).map_err(|_| refused());
+        };
+        let (number, scale) = match bits.trim().char_indices().last() {
+            Some((end, 'k')) => (&bits[..end], 1e3),
+            Some((end, 'm')) => (&bits[..end], 1e6),
+            Some((end, 'g')) => (&bits[..end], 1e9),
+            _ => (bits, 1.0),
+        };
+        let bytes = number.trim().parse::<f64>().map_err(|_| refused())? * scale / 8.0;
+        if !(0.0..1e18).contains(&bytes) {
+            return Err(refused());
+        }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "range checked above")]
+        Ok(Self(bytes as u64))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bandwidths_are_bits_or_bytes_by_their_suffix() {
+        for (text, bytes) in [
+            ("800Mbit", 100_000_000),
+            ("2 Gbit", 250_000_000),
+            ("1.5gbps", 187_500_000),
+            ("100M", 100 << 20),
+            ("8bit", 1),
+        ] {
+            assert_eq!(text.parse(), Ok(Bandwidth(bytes)), "{text}");
+        }
+        for bad in ["", "fast", "bit", "-1Mbit", "1Qbit", "nanbit"] {
+            assert!(bad.parse::<Bandwidth>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn suffixes_are_powers_of_1024() {

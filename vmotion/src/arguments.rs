@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
-use vmotion_model::{ByteSize, DatacenterName, DiskSpec, HostName, MachineName, MoveId, Strategy};
+use vmotion_model::{Bandwidth, ByteSize, DatacenterName, DiskSpec, HostName, MachineName, MoveId, Strategy};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 internal error; 2 invalid request; 3 not found; 4 conflict; 5 refused (the request is right, the \
@@ -64,10 +64,13 @@ pub(crate) enum Command {
         after_help = "Example: vmotion move vm1 --to dc2 --max-downtime 50\n\nUntil switch-over a move can be cancelled (vmotion cancel, or Ctrl-C here) and the machine runs on where it is."
     )]
     Move(MoveArguments),
-    /// List moves, or show one
+    /// List moves, show or draw one, change its limits
+    #[command(args_conflicts_with_subcommands = true)]
     Moves {
         /// Which; all when left out
         id: Option<MoveId>,
+        #[command(subcommand)]
+        command: Option<MovesCommand>,
     },
     /// Cancel a move; the machine runs on where it is
     Cancel {
@@ -278,6 +281,48 @@ pub(crate) struct ConsoleArguments {
     pub(crate) no_follow: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum MovesCommand {
+    /// Show a move: its numbers, its rounds, and what was foreseen
+    Show {
+        /// Which
+        id: MoveId,
+        /// Draw its timeline into this file
+        #[arg(long, value_name = "FILE.svg")]
+        plot: Option<PathBuf>,
+    },
+    /// Change the limits of a move that goes on
+    Limit {
+        /// Which
+        id: MoveId,
+        /// Bandwidth at most from now on, such as 2Gbit or 100M (bytes); 0 for what the path gives
+        #[arg(long, value_name = "BANDWIDTH")]
+        max_bandwidth: Bandwidth,
+    },
+    /// How far forecasts were off in the moves that are remembered
+    Accuracy,
+}
+
+/// `50ms`, `2m`, `1h 30m`; a number alone is in ms.
+fn milliseconds(text: &str) -> Result<u64, String> {
+    if let Ok(ms) = text.parse() {
+        return Ok(ms);
+    }
+    let duration =
+        humantime::parse_duration(text).map_err(|error| format!("{error}: use a time such as 50ms or 2m"))?;
+    u64::try_from(duration.as_millis()).map_err(|_| "a time such as 50ms or 2m".to_owned())
+}
+
+fn short_milliseconds(text: &str) -> Result<u32, String> {
+    u32::try_from(milliseconds(text)?).map_err(|_| "more than 49 days is no pause: use a time such as 50ms".to_owned())
+}
+
+/// `30%` or `30`.
+fn percent(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    number.parse().ok().filter(|percent| *percent <= 100).ok_or_else(|| "use a percentage such as 30%".to_owned())
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct MoveArguments {
     /// Which machine
@@ -285,12 +330,22 @@ pub(crate) struct MoveArguments {
     /// Host or datacenter
     #[arg(long, value_name = "HOST|DATACENTER")]
     pub(crate) to: String,
-    /// Longest pause the guest may suffer, in ms
-    #[arg(long, default_value_t = 300, value_name = "MS")]
+    /// Longest pause the guest may suffer, such as 50ms; a number alone is in ms
+    #[arg(long, default_value = "300ms", value_name = "TIME", value_parser = short_milliseconds)]
     pub(crate) max_downtime: u32,
-    /// Bytes per second on the wire at most, such as 100M
-    #[arg(long, value_name = "BYTES/S")]
-    pub(crate) max_bandwidth: Option<ByteSize>,
+    /// The move is to be over in this time, such as 2m; refused, before the guest is paused, when it cannot be
+    #[arg(long, value_name = "TIME", value_parser = milliseconds)]
+    pub(crate) deadline: Option<u64>,
+    /// Part of its speed the guest may lose meanwhile, such as 30%: lets the engine slow down what writes, and refuses what would
+    /// cost more
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub(crate) max_slowdown: Option<u8>,
+    /// Bandwidth at most, such as 800Mbit or 100M (bytes); `vmotion moves limit` changes it while the move goes on
+    #[arg(long, value_name = "BANDWIDTH")]
+    pub(crate) max_bandwidth: Option<Bandwidth>,
+    /// Silence of the path after which the move counts as failed, such as 10m; until then it goes on when the path is back
+    #[arg(long, value_name = "TIME", value_parser = milliseconds)]
+    pub(crate) give_up_after: Option<u64>,
     /// How memory gets there: precopy (nothing can be lost until the switch-over), postcopy (the guest goes at once, memory follows;
     /// until it has, losing a host or the path loses the guest), hybrid, or auto (precopy, and memory follows where it would not
     /// converge)
@@ -299,7 +354,8 @@ pub(crate) struct MoveArguments {
     /// Compare a digest of all guest memory at both ends, inside the pause
     #[arg(long)]
     pub(crate) verify: bool,
-    /// Only say where it would go, and why
+    /// Say where it would go and why, measure guest and path for a second, and predict every strategy's time, pause, bytes and
+    /// slowdown; the guest is not paused
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Start the move and return at once

@@ -12,6 +12,7 @@ mod context;
 mod demo;
 mod failure;
 mod output;
+mod plot;
 mod progress;
 
 use arguments::{Arguments, Command};

@@ -4,7 +4,7 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use std::time::Duration;
 use vmotion_api::{MachineView, Operation};
-use vmotion_model::{ByteSize, Host, MoveOutcome, MoveSummary, Placement, Verdict};
+use vmotion_model::{Accuracy, ByteSize, Forecast, Host, MoveOutcome, MoveSummary, Outlook, Placement, Verdict};
 
 /// Prints `value` as JSON.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
@@ -109,6 +109,7 @@ pub(crate) const fn outcome_word(outcome: &MoveOutcome) -> &'static str {
     match outcome {
         MoveOutcome::Moved => "moved",
         MoveOutcome::Cancelled => "cancelled",
+        MoveOutcome::Surveyed => "surveyed",
         MoveOutcome::RolledBack { .. } => "rolled back",
         MoveOutcome::SourceLost { .. } => "source lost",
         MoveOutcome::Stranded { .. } => "stranded",
@@ -130,12 +131,94 @@ pub(crate) fn placement(placement: &Placement) {
     }
 }
 
+/// What each strategy would come to.
+pub(crate) fn outlook(outlook: &Outlook) {
+    let Outlook { survey, forecasts, chosen } = outlook;
+    println!(
+        "Measured: {:.0} MiB to copy, {}/s of memory at {:.0} bytes a page, round trip {:.1} ms; the guest writes {:.0} MiB/s over {:.0} MiB",
+        mib(survey.pages_left as f64),
+        ByteSize(rounded(survey.pages_per_s * 4096.0)),
+        survey.bytes_per_page,
+        survey.rtt_ms,
+        mib(survey.dirty_pages_per_s),
+        mib(survey.working_set_pages),
+    );
+    let mut rows = table(&["STRATEGY", "TOTAL", "DOWNTIME", "BYTES", "SLOWDOWN", ""]);
+    for forecast in forecasts {
+        let Forecast { strategy, total_ms, downtime_ms, wire_bytes, slowdown_percent, refused, .. } = forecast;
+        let note = match refused {
+            Some(why) => format!("impossible: {why}"),
+            None if Some(*strategy) == *chosen => "would be taken".to_owned(),
+            None => String::new(),
+        };
+        let s = |ms: f64| format!("{:.1}", ms / 1000.0);
+        let size = |bytes: f64| ByteSize(rounded(bytes)).to_string();
+        rows.add_row([
+            strategy.to_string(),
+            format!("{} s ({} to {})", s(total_ms.likely), s(total_ms.low), s(total_ms.high)),
+            format!("{:.0} ms ({:.0} to {:.0})", downtime_ms.likely, downtime_ms.low, downtime_ms.high),
+            format!("{} ({} to {})", size(wire_bytes.likely), size(wire_bytes.low), size(wire_bytes.high)),
+            format!("{:.0} %", slowdown_percent.likely),
+            note,
+        ]);
+    }
+    println!("{rows}");
+    if chosen.is_none() {
+        println!("Nothing does what was asked: allow a longer pause, deadline or slowdown, or more bandwidth");
+    }
+}
+
+fn mib(pages: f64) -> f64 {
+    pages / 256.0
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and is for people")]
+const fn rounded(bytes: f64) -> u64 {
+    bytes as u64
+}
+
+/// The rounds of a move, and what was foreseen of it.
+pub(crate) fn details(operation: &Operation) {
+    let Some(summary) = &operation.summary else { return };
+    let mut rows = table(&["ROUND", "BEGAN", "TOOK", "PAGES", "WIRE", "DIRTIED"]);
+    for round in &summary.timeline.rounds {
+        rows.add_row([
+            round.round.to_string(),
+            format!("{:.0} ms", round.began_ms),
+            format!("{:.1} ms", round.duration_ms),
+            round.pages.total().to_string(),
+            ByteSize(round.wire_bytes).to_string(),
+            round.dirtied_pages.to_string(),
+        ]);
+    }
+    println!("{rows}");
+    for event in &summary.timeline.events {
+        println!("{:>9.1} ms  {}", event.at_ms, event.what);
+    }
+    if let Some(outlook) = &summary.outlook {
+        self::outlook(outlook);
+    }
+}
+
+/// How far forecasts were off.
+pub(crate) fn accuracy(accuracy: &Accuracy) {
+    let Accuracy { moves, total, downtime, wire_bytes } = accuracy;
+    println!("{moves} moves were foreseen and carried through");
+    let mut rows = table(&["", "MEDIAN ERROR", "8 OF 10 WITHIN"]);
+    for (what, deviation) in [("total time", total), ("downtime", downtime), ("bytes", wire_bytes)] {
+        let percent = |share: f64| format!("{:.0} %", share * 100.0);
+        rows.add_row([what.to_owned(), percent(deviation.median), percent(deviation.p80)]);
+    }
+    println!("{rows}");
+}
+
 /// The report of a move: one line of result, then the numbers.
 pub(crate) fn operation(operation: &Operation) {
     let Operation { id, machine, source, target, outcome, summary, progress, note, .. } = operation;
     match outcome {
         Some(MoveOutcome::Moved) => println!("{machine} moved from {source} to {target} ({id})"),
         Some(MoveOutcome::Cancelled) => println!("{id} was cancelled; {machine} runs on at {source}"),
+        Some(MoveOutcome::Surveyed) => println!("{id} only measured; {machine} runs on at {source}"),
         Some(MoveOutcome::RolledBack { reason }) => {
             println!("{id} was rolled back; {machine} runs on at {source}");
             println!("  reason     {reason}");
@@ -178,6 +261,7 @@ fn summary(summary: &MoveSummary) {
         target_cpu_s,
         digests,
         follow,
+        slowdown_percent,
         ..
     } = summary;
     println!("  total      {total_ms:.0} ms (predicted {:.0} ms), {rounds} rounds", predicted.total_ms);
@@ -215,6 +299,9 @@ fn summary(summary: &MoveSummary) {
             follow.stall_p999_us,
             follow.stall_max_us
         );
+    }
+    if *slowdown_percent > 0.0 {
+        println!("  slowdown   {slowdown_percent:.1} % of the guest's speed while it was moved");
     }
     if let Some(digests) = digests {
         let verdict = if digests.equal() { "equal" } else { "DIFFERENT" };

@@ -6,9 +6,10 @@ use serde_json::Value;
 use std::{collections::BTreeSet, process::Command};
 use vmotion_api::{MachineView, Operation};
 use vmotion_model::{
-    ApiError, Backing, ByteSize, CpuModel, DigestReport, DirtySource, DiskSpec, DowntimeReport, Epoch, ErrorCode,
-    FollowReport, Host, HostCapacity, HostState, Judgement, MachineSpec, MachineState, MoveId, MoveOutcome, MovePhase,
-    MoveProgress, MoveRequest, MoveSummary, PageCounts, Placement, Prediction, Strategy, Verdict,
+    Accuracy, ApiError, Backing, ByteSize, CpuModel, Deviation, DigestReport, DirtySource, DiskSpec, DowntimeReport,
+    Epoch, ErrorCode, Expected, FollowReport, Forecast, Host, HostCapacity, HostState, Judgement, MachineSpec,
+    MachineState, MoveId, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, Outlook, PageCounts,
+    Placement, Prediction, RoundRecord, Strategy, Survey, Timeline, TimelineEvent, TimelineSample, Verdict,
 };
 
 const PAGE: &str = include_str!("../../docs/cli.md");
@@ -102,6 +103,43 @@ fn summary() -> MoveSummary {
         target_cpu_s: 0.1,
         digests: Some(DigestReport { source: String::new(), target: String::new() }),
         follow: Some(FollowReport::default()),
+        outlook: Some(Outlook::default()),
+        slowdown_percent: 0.0,
+        timeline: Timeline::default(),
+    }
+}
+
+fn forecast() -> Forecast {
+    Forecast {
+        strategy: Strategy::Auto,
+        total_ms: Expected::default(),
+        downtime_ms: Expected::default(),
+        wire_bytes: Expected::default(),
+        slowdown_percent: Expected::default(),
+        throttle_percent: 0,
+        refused: None,
+    }
+}
+
+fn round() -> RoundRecord {
+    RoundRecord {
+        round: 1,
+        began_ms: 0.0,
+        duration_ms: 1.0,
+        pages: PageCounts::default(),
+        wire_bytes: 1,
+        dirtied_pages: 1,
+    }
+}
+
+fn sample() -> TimelineSample {
+    TimelineSample {
+        at_ms: 0.0,
+        phase: MovePhase::Copying,
+        wire_bytes: 1,
+        rate_bytes_per_s: 1,
+        dirty_pages_per_s: 1,
+        remaining_pages: 1,
     }
 }
 
@@ -203,6 +241,16 @@ fn the_fields_of_every_object_are_those_documented() {
         ("DowntimeReport", fields(&downtime)),
         ("FollowReport", fields(&FollowReport::default())),
         ("Prediction", fields(&predicted)),
+        ("Outlook", fields(&Outlook::default())),
+        ("Survey", fields(&Survey::default())),
+        ("Forecast", fields(&forecast())),
+        ("Expected", fields(&Expected::default())),
+        ("Accuracy", fields(&Accuracy::default())),
+        ("Deviation", fields(&Deviation::default())),
+        ("Timeline", fields(&Timeline::default())),
+        ("RoundRecord", fields(&round())),
+        ("TimelineSample", fields(&sample())),
+        ("TimelineEvent", fields(&TimelineEvent { at_ms: 0.0, what: String::new() })),
         ("PageCounts", fields(&pages)),
         ("DigestReport", fields(&digests)),
         ("Placement", fields(&placement())),
@@ -234,6 +282,7 @@ fn every_word_that_a_field_can_hold_is_documented() {
         [
             MoveOutcome::Moved,
             MoveOutcome::Cancelled,
+            MoveOutcome::Surveyed,
             MoveOutcome::RolledBack { reason: reason() },
             MoveOutcome::SourceLost { reason: reason() },
             MoveOutcome::Stranded { reason: reason() },

@@ -21,6 +21,7 @@ use utoipa::OpenApi as _;
         super::incoming,
         super::outgoing,
         super::report,
+        super::limit,
         super::cancel,
         super::console_output,
         super::console_input,

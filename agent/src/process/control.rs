@@ -9,7 +9,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 use vmotion_api::{MoveReport, OutgoingRequest};
-use vmotion_model::{ApiError, ErrorCode, MoveId};
+use vmotion_model::{ApiError, ErrorCode, MoveId, MoveLimit};
 
 /// Longest request or reply, in bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -30,6 +30,8 @@ pub enum Command {
     Report(MoveId),
     /// Call a move off.
     Cancel(MoveId),
+    /// Change the limits of a move away.
+    Limit(MoveId, MoveLimit),
     /// Save to a directory.
     Snapshot(PathBuf),
     /// Type into the console.
@@ -86,6 +88,7 @@ async fn answer(life: &Arc<Life>, command: Command) -> Reply {
         Command::Outgoing(request) => json(life.move_away(*request)?),
         Command::Report(id) => json(life.report(&id)?),
         Command::Cancel(id) => json(life.cancel(&id).await?),
+        Command::Limit(id, limit) => json(life.limit(&id, limit)?),
         Command::Snapshot(directory) => json(life.snapshot(directory).await?),
         Command::Input(bytes) => json(life.input(&bytes)?),
     }

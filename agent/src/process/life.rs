@@ -22,7 +22,9 @@ use vmotion_migrator::{
     KvmTarget,
     target::{TargetMove, TargetOptions, TargetOutcome},
 };
-use vmotion_model::{ApiError, ErrorCode, MachineState, MoveId, MoveOutcome, OwnerRecord, OwnerState, error_chain};
+use vmotion_model::{
+    ApiError, ErrorCode, MachineState, MoveId, MoveLimit, MoveOutcome, OwnerRecord, OwnerState, error_chain,
+};
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
     session::{TargetFacts, TargetListener},
@@ -214,7 +216,10 @@ impl Life {
         // The agent bound the socket and passed it as our standard input.
         let socket = std::io::stdin().as_fd().try_clone_to_owned().map(UdpSocket::from);
         let socket = socket.map_err(|error| format!("Cannot use the UDP socket: {error}"))?;
-        let tuning = self.launch.tuning();
+        let mut tuning = self.launch.tuning();
+        if let Some(ms) = self.launch.arrival_timeout_ms {
+            tuning.silence_max = Duration::from_millis(ms);
+        }
         let expected = ExpectedPeer::Exactly(Principal::Host(record.owner.clone()));
         let address = socket.local_addr().map_err(|error| format!("Cannot use the UDP socket: {error}"))?.ip();
         let mut listener = TargetListener::new(socket, &self.identity, expected, ticket.clone(), tuning)
@@ -431,6 +436,17 @@ impl Life {
                 ErrorCode::Conflict,
                 format!("Move {id} asks the owner record: it can no longer be cancelled"),
             )),
+        }
+    }
+
+    /// Changes the limits of a move away that goes on.
+    pub(super) fn limit(&self, id: &MoveId, limit: MoveLimit) -> Result<(), ApiError> {
+        match lock(&self.outgoing).as_ref().filter(|current| current.id() == id && !current.is_over()) {
+            Some(current) => {
+                current.limit(limit);
+                Ok(())
+            }
+            None => Err(unknown_move(id)),
         }
     }
 

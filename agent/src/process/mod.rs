@@ -64,6 +64,9 @@ pub struct Launch {
     pub controller: String,
     /// Silence after which the other end of a move counts as lost, in ms.
     pub peer_timeout_ms: u64,
+    /// The same for the arrival alone, where the operator asked for another.
+    #[serde(default)]
+    pub arrival_timeout_ms: Option<u64>,
     /// UDP ports for arrivals, first and last.
     pub move_ports: (u16, u16),
 }

@@ -7,15 +7,16 @@ use super::{
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 use tokio_util::sync::CancellationToken;
 use vmotion_api::{MoveReport, OutgoingRequest};
 use vmotion_machine::STATE_VERSION;
 use vmotion_migrator::{
-    KvmSource, Plan,
+    BandwidthLimit, KvmSource, Plan,
     source::{SourceMove, SourceOptions},
 };
-use vmotion_model::{MoveId, PAGE_SIZE, Strategy};
+use vmotion_model::{MoveId, MoveLimit, PAGE_SIZE, Strategy};
 use vmotion_transport::session::{FEATURE_POST_COPY, Hello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
 
 /// A move away that runs or ran.
@@ -23,13 +24,18 @@ pub(super) struct Outgoing {
     id: MoveId,
     report: Mutex<MoveReport>,
     cancel: CancellationToken,
+    limit: Arc<BandwidthLimit>,
 }
 
 impl Outgoing {
     /// Starts the move.
     pub(super) fn start(life: Arc<Life>, request: OutgoingRequest) -> Arc<Self> {
-        let outgoing =
-            Arc::new(Self { id: request.move_id.clone(), report: Mutex::default(), cancel: CancellationToken::new() });
+        let outgoing = Arc::new(Self {
+            id: request.move_id.clone(),
+            report: Mutex::default(),
+            cancel: CancellationToken::new(),
+            limit: Arc::default(),
+        });
         let running = Arc::clone(&outgoing);
         life.move_began(&request.move_id);
         tokio::spawn(async move {
@@ -37,7 +43,7 @@ impl Outgoing {
                 machine: Arc::new(KvmSource::new(Arc::clone(&life.machine))),
                 store: Arc::clone(&life.store),
                 identity: Arc::clone(&life.identity),
-                options: options(&life, request),
+                options: options(&life, request, Arc::clone(&running.limit)),
             };
             let heard = Arc::clone(&running);
             let progress = move |progress| lock(&heard.report).progress = Some(progress);
@@ -65,14 +71,21 @@ impl Outgoing {
         lock(&self.report).summary.is_some()
     }
 
+    pub(super) fn limit(&self, limit: MoveLimit) {
+        self.limit.set(limit.bandwidth_max);
+    }
+
     pub(super) fn cancel(&self) {
         self.cancel.cancel();
     }
 }
 
-fn options(life: &Life, request: OutgoingRequest) -> SourceOptions {
-    let OutgoingRequest { move_id, record, target, address, ticket, request } = request;
-    let tuning = life.launch.tuning();
+fn options(life: &Life, request: OutgoingRequest, limit: Arc<BandwidthLimit>) -> SourceOptions {
+    let OutgoingRequest { move_id, record, target, address, ticket, request, accuracy } = request;
+    let mut tuning = life.launch.tuning();
+    if let Some(ms) = request.give_up_after_ms {
+        tuning.silence_max = Duration::from_millis(ms);
+    }
     let hello = Hello {
         version_min: WIRE_VERSION_MIN,
         version_max: WIRE_VERSION_MAX,
@@ -87,7 +100,7 @@ fn options(life: &Life, request: OutgoingRequest) -> SourceOptions {
         epoch: record.epoch,
         flows: tuning.flows,
     };
-    SourceOptions { record, target, address, local: None, ticket, hello, request, tuning }
+    SourceOptions { record, target, address, local: None, ticket, hello, request, tuning, accuracy, limit }
 }
 
 /// What this source asks of its target.

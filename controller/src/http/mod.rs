@@ -39,7 +39,8 @@ fn routes() -> Vec<Route> {
         ("/v1/hosts/{name}/cordon", &["post"], post(hosts::cordon)),
         ("/v1/hosts/{name}/uncordon", &["post"], post(hosts::uncordon)),
         ("/v1/moves", &["get", "post"], get(moves::list).post(moves::start)),
-        ("/v1/moves/{id}", &["get", "delete"], get(moves::show).delete(moves::cancel)),
+        ("/v1/moves/accuracy", &["get"], get(moves::accuracy)),
+        ("/v1/moves/{id}", &["get", "patch", "delete"], get(moves::show).patch(moves::limit).delete(moves::cancel)),
         ("/v1/moves/{id}/events", &["get"], get(moves::events)),
         ("/v1/openapi.json", &["get"], get(openapi::document)),
     ]

@@ -17,7 +17,7 @@ use futures::{Stream, StreamExt as _, stream};
 use std::sync::Arc;
 use tokio::sync::watch;
 use vmotion_api::{Json, MoveCommand, Operation, Problem};
-use vmotion_model::{ApiError, MoveId};
+use vmotion_model::{Accuracy, ApiError, MoveId, MoveLimit};
 
 /// All moves, oldest first
 #[utoipa::path(get, path = "/v1/moves", tag = "moves",
@@ -53,6 +53,25 @@ pub(super) async fn start(
     let once = Once::new(&headers, "once-move/", &command)?;
     let operation = to_the_end(async move { moves::start(&app, command, once).await }).await?;
     Ok(Json(operation).into_response())
+}
+
+/// How far forecasts were off, in the moves that are remembered
+#[utoipa::path(get, path = "/v1/moves/accuracy", tag = "moves",
+    responses((status = 200, description = "Relative errors", body = Accuracy), (status = "default", description = "What went wrong", body = ApiError)))]
+pub(super) async fn accuracy(_: Operator, State(app): State<Arc<App>>) -> Result<Json<Accuracy>, Problem> {
+    Ok(Json(moves::accuracy(&app).await?))
+}
+
+/// Changes the limits of a move that goes on
+#[utoipa::path(patch, path = "/v1/moves/{id}", tag = "moves", request_body = MoveLimit, params(("id" = String, Path, description = "Move")),
+    responses((status = 200, description = "The move, with its new limits", body = Operation), (status = "default", description = "What went wrong", body = ApiError)))]
+pub(super) async fn limit(
+    _: Operator,
+    State(app): State<Arc<App>>,
+    Named(id): Named<MoveId>,
+    Json(limit): Json<MoveLimit>,
+) -> Result<Json<Operation>, Problem> {
+    Ok(Json(to_the_end(async move { moves::limit(&app, &id, limit).await }).await?))
 }
 
 /// Cancels a move; one that is deciding already can no longer be cancelled

@@ -29,6 +29,8 @@ use utoipa::OpenApi as _;
         moves::list,
         moves::show,
         moves::start,
+        moves::limit,
+        moves::accuracy,
         moves::cancel,
         moves::events,
         document,

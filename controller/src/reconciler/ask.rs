@@ -2,6 +2,7 @@
 
 use super::show;
 use crate::{
+    accuracy,
     app::App,
     operations::{Event, MoveRecord, Phase},
     records::load_owner,
@@ -76,6 +77,7 @@ impl Questioner {
             spec: spec.clone(),
             record: owner.clone(),
             ticket: ticket.clone(),
+            give_up_after_ms: operation.request.give_up_after_ms,
         };
         match agent.incoming(&request).await {
             Ok(ready) => Event::TargetReady(ready.address),
@@ -97,6 +99,7 @@ impl Questioner {
             address,
             ticket: ticket.clone(),
             request: operation.request.clone(),
+            accuracy: accuracy::of_moves(&*app.store).await?,
         };
         match agent.outgoing(&request).await {
             Ok(report) => Ok(tell(app, record, report).unwrap_or(Event::Launched)),

@@ -139,6 +139,9 @@ impl FakeAgent {
                 target_cpu_s: 0.1,
                 digests: None,
                 follow: None,
+                outlook: None,
+                slowdown_percent: 0.0,
+                timeline: vmotion_model::Timeline::default(),
             };
             book.reports.entry(id.clone()).or_default().summary = Some(summary);
         });

@@ -87,6 +87,7 @@ impl Following {
             stall_p99_us: us(stalls.p99),
             stall_p999_us: us(stalls.p999),
             stall_max_us: us(stalls.max),
+            stall_total_ms: stalls.total.as_secs_f64() * 1000.0,
         }
     }
 

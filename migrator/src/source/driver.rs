@@ -5,20 +5,22 @@
 
 use super::{
     follow,
+    foresight::Foresight,
     pace::Pace,
-    sample::Sample,
-    state::{Abort, Effect, Event, Source},
+    state::{Abort, Effect, Event, Source, Verdict},
+    survey::Around,
     tasks::{Message, RateMeter, ask_until_answered, fail_unless_over, listen, pause_and_look, until},
-    timeline::{Timeline, ms_between},
+    timeline::{Moments, ms_between},
 };
 use crate::{
     convergence::{Convergence, RoundReport},
     copy::{Copier, Counters, SharedTracker, Task, lock},
     digest::memory_digest,
     guest::{FrozenGuest as _, PausedGuest, SourceMachine},
+    limit::BandwidthLimit,
     owed::{OwedPages, PushWindow},
     ownership::{CasOutcome, OwnerStore},
-    plan::{Plan, is_hopeless},
+    plan::Plan,
     protocol::{FINAL_MARKS, TargetReport, ToSource, ToTarget},
 };
 use std::{
@@ -31,8 +33,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use vmotion_dirty_tracking::{DirtyEstimator, PageBitmap};
 use vmotion_model::{
-    DigestReport, FollowReport, HostName, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, OwnerRecord,
-    Prediction, error_chain,
+    Accuracy, DigestReport, FollowReport, HostName, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary,
+    OwnerRecord, error_chain,
 };
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
@@ -69,6 +71,10 @@ pub struct SourceOptions {
     pub request: MoveRequest,
     /// How to use the path.
     pub tuning: Tuning,
+    /// How far forecasts were off before.
+    pub accuracy: Accuracy,
+    /// Begins with what the operator asked; may change while the move goes on.
+    pub limit: Arc<BandwidthLimit>,
 }
 
 /// A move of `machine` away from here.
@@ -96,6 +102,8 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
         let Self { machine, store, identity, options } = self;
         let (events, inbox) = mpsc::unbounded_channel();
         let rule = Convergence::new(options.request.downtime_ms_max, options.request.rounds_max);
+        options.limit.begin_with(options.request.bandwidth_max);
+        let foresight = Foresight::new(Arc::clone(&machine), options.request.clone());
         let driver = Driver {
             hasher: PageHasher::new(&options.ticket),
             machine,
@@ -106,19 +114,16 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
             session: None,
             tracker: None,
             last: None,
-            timeline: Timeline::start(),
+            timeline: Moments::start(),
             rounds: 0,
             estimator: Arc::default(),
-            predicted: Prediction::default(),
             target_report: TargetReport::default(),
             source_digest: None,
             counters: Arc::default(),
             rate: RateMeter::default(),
             pace: Pace::default(),
+            foresight,
             remaining: 0,
-            round_began: None,
-            sample: None,
-            unread: None,
             owed: None,
             final_mark: None,
             follow: None,
@@ -126,7 +131,8 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
             cancel,
         };
         driver.open();
-        let plan = Plan::new(driver.options.request.strategy, rule);
+        let request = &driver.options.request;
+        let plan = Plan::new(request.strategy, rule).by_deadline(request.deadline_ms).with_survey(request.has_intent());
         // Both ends hold all memory at one moment only where none of it follows.
         let plan = if driver.options.request.verify { plan.without_following() } else { plan };
         driver.drive(Source::new(plan), inbox, progress, entered).await
@@ -158,22 +164,16 @@ struct Driver<M: SourceMachine, O> {
     tracker: Option<SharedTracker>,
     /// What remains to be sent: dirtied since the last round began to be read.
     last: Option<Arc<PageBitmap>>,
-    timeline: Timeline,
+    timeline: Moments,
     rounds: u32,
     estimator: Arc<Mutex<DirtyEstimator>>,
-    predicted: Prediction,
     target_report: TargetReport,
     source_digest: Option<[u8; 16]>,
     counters: Arc<Counters>,
     rate: RateMeter,
     pace: Pace,
+    foresight: Foresight<M>,
     remaining: u64,
-    /// When the round at work began.
-    round_began: Option<Instant>,
-    /// Of the first round's pages.
-    sample: Option<Sample>,
-    /// Pages of the sample that a round which was cut short may not have read.
-    unread: Option<PageBitmap>,
     /// What follows the guest.
     owed: Option<Arc<OwedPages>>,
     /// Of the last pause.
@@ -234,29 +234,31 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                 return self.summary(&state);
             }
             let deadline = self.deadline;
-            let event = tokio::select! {
+            let news = tokio::select! {
                 biased;
                 message = inbox.recv() => match message {
                     Some(message) => self.take(message),
                     // We hold a sender ourselves, so this cannot happen.
-                    None => Some(Event::Failed("the move's tasks ended".to_owned())),
+                    None => vec![Event::Failed("the move's tasks ended".to_owned())],
                 },
                 () = cancel.cancelled(), if !cancelled => {
                     cancelled = true;
-                    Some(Event::Cancel)
+                    vec![Event::Cancel]
                 }
                 () = until(deadline) => {
                     self.deadline = None;
-                    Some(Event::Overdue)
+                    vec![Event::Overdue]
                 }
                 _ = ticks.tick() => {
                     self.note_pace();
-                    self.look_ahead();
-                    progress(self.progress(&state));
-                    None
+                    let surveyed = self.look_ahead();
+                    let now = self.progress(&state);
+                    self.timeline.look(&now);
+                    progress(now);
+                    surveyed.map(Event::Surveyed).into_iter().collect()
                 }
             };
-            if let Some(event) = event {
+            for event in news {
                 self.apply(&mut state, event, &mut effects, &entered);
                 progress(self.progress(&state));
             }
@@ -264,7 +266,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
     }
 
     fn apply(
-        &self,
+        &mut self,
         state: &mut Source<M::Paused>,
         event: Event<M::Paused>,
         effects: &mut Effects<M>,
@@ -277,6 +279,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         let name = next.name();
         if name != before {
             tracing::info!(machine = %self.options.record.machine, from = before, to = name, "move");
+            self.timeline.event(name);
         }
         *state = next;
         effects.extend(more);
@@ -285,54 +288,56 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         }
     }
 
-    /// Turns what a task said into an event, keeping the numbers.
-    fn take(&mut self, message: Message<M>) -> Option<Event<M::Paused>> {
-        match message {
-            Message::Event(event) => Some(event),
+    /// Turns what a task said into events, keeping the numbers.
+    fn take(&mut self, message: Message<M>) -> Vec<Event<M::Paused>> {
+        let event = match message {
+            Message::Event(event) => event,
             Message::Opened(session) => {
                 let follows = session.demand.is_some();
                 self.keep_session(*session);
-                Some(Event::Opened { follows })
+                Event::Opened { follows }
             }
             Message::RoundDone { mut report, hopeless, remaining } => {
-                self.round_began = None;
-                let sample = self.sample.take();
-                // A whole round has read everything; one that was cut short owes the sample.
-                self.unread = sample.filter(|_| hopeless).map(|sample| sample.pages().clone());
-                let remaining = self.with_unread(remaining);
+                self.timeline.round(self.rounds, &report, self.counters.pages(), self.counters.bytes());
+                let (counters, timeline) = (&self.counters, &mut self.timeline);
+                let surveyed = self.foresight.round_done(&report, hopeless, counters, timeline);
+                let remaining = self.foresight.with_unread(remaining);
                 report.remaining_pages = remaining.count();
+                if self.rounds > 1 {
+                    self.foresight.slow_down_more(self.remaining, report.remaining_pages, timeline);
+                }
                 self.remaining = report.remaining_pages;
                 lock(&self.estimator).feed(report.duration, report.remaining_pages);
                 self.last = Some(remaining);
-                Some(Event::RoundArrived { report, hopeless })
+                let arrived = Event::RoundArrived { report, hopeless };
+                return surveyed.map(Event::Surveyed).into_iter().chain([arrived]).collect();
             }
             Message::Paused { guard, remaining, asked, paused } => {
                 self.timeline.pause_asked = Some(asked);
                 self.timeline.paused = Some(paused);
-                let remaining = self.with_unread(remaining);
+                let remaining = self.foresight.with_unread(remaining);
                 self.remaining = remaining.count();
                 self.last = Some(remaining);
                 let rtt = self.session.as_ref().map_or(Duration::ZERO, |session| session.stats.least_rtt());
                 self.deadline = Some(asked + self.pause_patience());
                 let spent_ms = ms_between(asked, paused);
-                Some(Event::GuestPaused { guard, spent_ms, remaining_pages: self.remaining, rtt })
+                Event::GuestPaused { guard, spent_ms, remaining_pages: self.remaining, rtt }
             }
             Message::FromTarget(ToSource::Committed(report)) => {
                 self.timeline.decided = Some(Instant::now());
                 self.target_report = report;
-                Some(Event::Committed)
+                Event::Committed
             }
             Message::FromTarget(ToSource::AllHere(report)) => {
                 self.timeline.all_there = Some(Instant::now());
                 self.follow = Some(report);
-                Some(Event::AllServed)
+                Event::AllServed
             }
-            Message::FromTarget(ToSource::Refused(error)) => {
-                Some(Event::Refused(format!("The target gave up: {error}")))
-            }
+            Message::FromTarget(ToSource::Refused(error)) => Event::Refused(format!("The target gave up: {error}")),
             // Rounds and pushed ranges are awaited where they are copied.
-            Message::FromTarget(ToSource::RoundArrived { .. } | ToSource::Pushed { .. }) => None,
-        }
+            Message::FromTarget(ToSource::RoundArrived { .. } | ToSource::Pushed { .. }) => return Vec::new(),
+        };
+        vec![event]
     }
 
     /// Tells the flows what they wait for: this host's processors, or the link and how fast that is.
@@ -340,7 +345,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         let Some(session) = &self.session else { return };
         // Looked at now and then, so that a moment without a queue is not missed.
         let _ = session.stats.least_rtt();
-        self.pace.look(&session.stats, &session.wire, self.options.tuning.flows);
+        self.pace.look(&session.stats, &session.wire, self.options.tuning.flows, self.options.limit.get());
     }
 
     /// May memory follow the guest, if that is better?
@@ -350,29 +355,10 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         able && Plan::may_hand_over(request.strategy) && !request.verify
     }
 
-    /// Dirty pages, and those of the sample that were not read since their dirty bits were cleared.
-    fn with_unread(&self, mut dirty: Arc<PageBitmap>) -> Arc<PageBitmap> {
-        if let Some(unread) = &self.unread {
-            Arc::make_mut(&mut dirty).or(unread);
-        }
-        dirty
-    }
-
-    /// In the middle of the first round: does copying lead anywhere? If not and memory may follow, the round ends where it is.
-    fn look_ahead(&mut self) {
-        let (Some(began), Some(tracker), Some(sample)) = (self.round_began, &self.tracker, &mut self.sample) else {
-            return;
-        };
-        let Some(written) = tokio::task::block_in_place(|| sample.written_per_s(tracker)) else { return };
-        let seconds = began.elapsed().as_secs_f64();
-        #[expect(clippy::cast_precision_loss, reason = "pages of a round")]
-        let sent = self.counters.done() as f64 / seconds;
-        if is_hopeless(written, sent, seconds) {
-            tracing::info!(written, sent, "the guest writes as fast as the path carries, in pages/s: handing over");
-            if let Some(copier) = self.session.as_ref().and_then(|session| session.copier.as_ref()) {
-                copier.cut_short();
-            }
-        }
+    /// In the middle of the first round: what does it show?
+    fn look_ahead(&mut self) -> Option<Verdict> {
+        let rtt = self.session.as_ref()?.stats.least_rtt();
+        self.foresight.look(self.tracker.as_ref(), &self.counters, rtt, &mut self.timeline)
     }
 
     fn pause_patience(&self) -> Duration {
@@ -400,15 +386,21 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             }
             Effect::CopyRound(round) => {
                 self.rounds = round;
-                if round == 1 && self.may_follow() {
-                    self.take_sample();
+                if round == 1 {
+                    self.survey();
                 }
                 self.start_round(round);
                 None
             }
             Effect::Pause { predicted_ms } => {
-                self.predicted.downtime_ms = predicted_ms;
+                self.foresight.predicted.downtime_ms = predicted_ms;
                 self.pause().await;
+                None
+            }
+            Effect::CutShort => {
+                if let Some(copier) = self.session.as_ref().and_then(|session| session.copier.as_ref()) {
+                    copier.cut_short();
+                }
                 None
             }
             Effect::SendLast => {
@@ -493,7 +485,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             Arc::clone(&session.wire),
             tracker,
             &self.hasher,
-            self.options.request.bandwidth_max,
+            Arc::clone(&self.options.limit),
         )
         .map_err(|error| error_chain(&error))?;
         self.counters = Arc::clone(copier.counters());
@@ -504,13 +496,13 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         Ok(())
     }
 
-    /// Before anything is copied. Without a sample the first round is copied to its end.
-    fn take_sample(&mut self) {
+    /// Begins to measure, before anything is copied.
+    fn survey(&mut self) {
+        let follows = self.may_follow();
         let (Some(tracker), Some(pages)) = (&self.tracker, &self.last) else { return };
-        match tokio::task::block_in_place(|| Sample::take(tracker, pages)) {
-            Ok(sample) => self.sample = sample,
-            Err(error) => tracing::warn!(error = %error_chain(&error), "no sample of what the guest writes"),
-        }
+        let SourceOptions { hello, request, accuracy, .. } = &self.options;
+        let around = Around { cpus: u32::from(hello.cpus), follows, accuracy: *accuracy, intent: request.has_intent() };
+        self.foresight.begin(tracker, pages, &self.counters, around);
     }
 
     /// Copies what is dirty in a task; ends in `RoundDone` or a failure.
@@ -521,7 +513,6 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         let tracker = self.tracker.clone();
         let pages = if tracker.is_some() { Arc::clone(pages) } else { Arc::new(PageBitmap::new(pages.pages())) };
         self.owed = None;
-        self.round_began = Some(Instant::now());
         let mut arrived = session.arrived.clone();
         let (events, stats) = (self.events.clone(), session.stats.clone());
         tokio::spawn(async move {
@@ -553,6 +544,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
 
     /// Warns the target, then warms up the store and stops the guest in a task, so that neither delays a cancellation.
     async fn pause(&mut self) {
+        self.foresight.let_go();
         if let Some(session) = &mut self.session {
             // A session that is lost reports itself.
             let _ = session.sender.send(&ToTarget::PauseSoon).await;
@@ -661,9 +653,11 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
 
     /// Tells the target why before anything it would take for a lost session happens; leaves no tracking.
     async fn clean_up(&mut self, state: &Source<M::Paused>) {
+        self.foresight.let_go();
         if let (Source::Aborted { reason }, Some(session)) = (state, &mut self.session) {
             let error = match reason {
                 Abort::Cancelled => WireError::new(WireErrorCode::Cancelled, "the move was cancelled"),
+                Abort::Surveyed => WireError::new(WireErrorCode::Cancelled, "only a survey was asked for"),
                 Abort::Failed(reason) => {
                     WireError::new(WireErrorCode::Failed, reason.chars().take(1000).collect::<String>())
                 }
@@ -701,10 +695,6 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         let eta_ms = match state {
             Source::Copying { plan, .. } => {
                 let rule = plan.rule();
-                // The whole as foreseen after the first round is known from then on.
-                if let Some(total) = rule.predicted_total_ms() {
-                    self.predicted.total_ms = total;
-                }
                 rule.eta_ms(remaining, dirty_pages_per_s)
             }
             _ => None,
@@ -731,6 +721,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             Source::Stranded { reason } => (MoveOutcome::Stranded { reason: reason.clone() }, record.epoch.next()),
             Source::Reclaimed { reason } => (MoveOutcome::RolledBack { reason: reason.clone() }, record.epoch.next()),
             Source::Aborted { reason: Abort::Cancelled } => (MoveOutcome::Cancelled, record.epoch),
+            Source::Aborted { reason: Abort::Surveyed } => (MoveOutcome::Surveyed, record.epoch),
             Source::Aborted { reason: Abort::Failed(reason) } => {
                 (MoveOutcome::RolledBack { reason: reason.clone() }, record.epoch)
             }
@@ -746,7 +737,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             epoch,
             total_ms: ms_between(self.timeline.started, self.timeline.ended()),
             downtime: self.timeline.downtime(&self.target_report),
-            predicted: self.predicted,
+            predicted: self.foresight.predicted,
             rounds: self.rounds,
             pages: self.counters.pages(),
             wire_bytes: self.counters.bytes(),
@@ -754,6 +745,9 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             source_cpu_s: self.timeline.cpu_s(),
             target_cpu_s: self.target_report.cpu_s,
             follow: self.follow,
+            outlook: self.foresight.outlook.clone(),
+            slowdown_percent: self.foresight.slowdown_percent(self.follow.as_ref(), self.options.hello.cpus),
+            timeline: self.timeline.log.clone(),
             digests: digests.map(|(source, target)| DigestReport { source: hex(source), target: hex(target) }),
         }
     }

@@ -2,9 +2,11 @@
 
 mod driver;
 mod follow;
+mod foresight;
 mod pace;
 mod sample;
 pub mod state;
+mod survey;
 mod tasks;
 mod timeline;
 

@@ -32,7 +32,7 @@ struct Reading {
 
 impl Pace {
     /// Looks, and tells `wire`, whose cost counts for one of `flows` flows.
-    pub(super) fn look(&mut self, stats: &PathStats, wire: &WireCost, flows: u8) {
+    pub(super) fn look(&mut self, stats: &PathStats, wire: &WireCost, flows: u8, limit: Option<u64>) {
         let busy = self.load.are_processors_busy();
         // A path that stays on this machine costs processor time and nothing else.
         if let Some(busy) = stats.is_local().then_some(true).or(busy) {
@@ -45,7 +45,7 @@ impl Pace {
         };
         let Some(last) = self.last else {
             self.last = Some(now);
-            self.tell(stats, wire, flows);
+            self.tell(stats, wire, flows, limit);
             return;
         };
         let passed = now.at - last.at;
@@ -54,14 +54,18 @@ impl Pace {
         }
         self.last = Some(now);
         self.link.note(passed, now.delivered.saturating_sub(last.delivered), now.congestion > last.congestion);
-        self.tell(stats, wire, flows);
+        self.tell(stats, wire, flows, limit);
     }
 
-    fn tell(&self, stats: &PathStats, wire: &WireCost, flows: u8) {
+    fn tell(&self, stats: &PathStats, wire: &WireCost, flows: u8, limit: Option<u64>) {
         let unknown = self.link.watched < UNKNOWN_FOR;
         let rate = self.link.bytes_per_s.or_else(|| unknown.then_some(UNKNOWN_BYTES_PER_S));
         // Loss on a path that stays on this machine is a full socket: processors again.
         let rate = rate.filter(|_| !stats.is_local());
+        // What the operator allows is all there is.
+        #[expect(clippy::cast_precision_loss, reason = "bytes per second")]
+        let allowed = limit.map(|limit| limit as f64);
+        let rate = rate.into_iter().chain(allowed).reduce(f64::min);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate, positive")]
         wire.set_link_rate(rate.map(|rate| (rate / f64::from(flows.max(1))) as u64));
     }

@@ -6,27 +6,28 @@
 //! counts as dirty**.
 
 use crate::copy::{SharedTracker, lock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use vmotion_dirty_tracking::{PageBitmap, TrackError};
 
-/// Pages of one group, and how many groups there are for each that is taken.
-const GROUP_PAGES: u64 = 64;
-const GROUPS_PER_TAKEN: usize = 16;
+/// One page of so many is taken. Single pages, not runs of them: what is written all the time (a stack, a table) lies together, and
+/// a run that holds it would stand for sixteen times as much.
+const PAGES_PER_TAKEN: u64 = 16;
+/// Which one of each sixteen: another one each time, so that no stride of the guest's falls in with the sample's.
+const STEP: u64 = 7;
 /// Fewer say little.
 const SAMPLE_PAGES_MIN: u64 = 256;
 /// Pages cleared at once: KVM holds its lock meanwhile.
 const STEP_PAGES: u64 = 32 << 10;
-/// When the sample is looked at.
-const LOOK_AFTER: Duration = Duration::from_millis(300);
-
 /// The sample, and what it said.
 #[derive(Debug)]
 pub(super) struct Sample {
     pages: PageBitmap,
-    /// Of all pages in the round.
-    per_page: f64,
+    /// Found written so far. Kept, for the round clears what it reads.
+    written: PageBitmap,
+    /// Pages of the round for each one in the sample.
+    scale: f64,
     began: Instant,
-    written_per_s: Option<f64>,
+    looks: Vec<(f64, f64)>,
 }
 
 impl Sample {
@@ -34,8 +35,8 @@ impl Sample {
     pub(super) fn take(tracker: &SharedTracker, round: &PageBitmap) -> Result<Option<Self>, TrackError> {
         let total = round.pages();
         let mut pages = PageBitmap::new(total);
-        for group in (0..total.div_ceil(GROUP_PAGES)).step_by(GROUPS_PER_TAKEN) {
-            pages.set_range(group * GROUP_PAGES..((group + 1) * GROUP_PAGES).min(total));
+        for group in 0..total / PAGES_PER_TAKEN {
+            pages.set(group * PAGES_PER_TAKEN + group * STEP % PAGES_PER_TAKEN);
         }
         pages.and(round);
         let count = pages.count();
@@ -45,8 +46,9 @@ impl Sample {
         for first in (0..total).step_by(usize::try_from(STEP_PAGES).unwrap_or(usize::MAX)) {
             lock(tracker).clear(&pages, first..(first + STEP_PAGES).min(total))?;
         }
-        let per_page = round.count() as f64 / count as f64;
-        Ok(Some(Self { pages, per_page, began: Instant::now(), written_per_s: None }))
+        let scale = round.count() as f64 / count as f64;
+        let written = PageBitmap::new(total);
+        Ok(Some(Self { pages, written, scale, began: Instant::now(), looks: Vec::new() }))
     }
 
     /// The pages whose dirty bits were cleared.
@@ -54,16 +56,26 @@ impl Sample {
         &self.pages
     }
 
-    /// Different pages that the guest writes each second; `None` until that is known. Asks the tracker once.
-    pub(super) fn written_per_s(&mut self, tracker: &SharedTracker) -> Option<f64> {
-        if self.written_per_s.is_none() && self.began.elapsed() >= LOOK_AFTER {
-            let mut written = PageBitmap::new(self.pages.pages());
-            // Whoever holds the tracker is busy copying; the next look is soon.
-            tracker.try_lock().ok()?.fetch(&mut written).ok()?;
-            written.and(&self.pages);
-            // Those the round has reached meanwhile were cleared again: an estimate from below.
-            self.written_per_s = Some(written.count() as f64 * self.per_page / self.began.elapsed().as_secs_f64());
+    /// Looks once. Whoever holds the tracker is busy copying; the next look is soon.
+    pub(super) fn look(&mut self, tracker: &SharedTracker) {
+        let mut written = PageBitmap::new(self.pages.pages());
+        let Ok(mut tracker) = tracker.try_lock() else { return };
+        if tracker.fetch(&mut written).is_err() {
+            return;
         }
-        self.written_per_s
+        written.and(&self.pages);
+        self.written.or(&written);
+        let ms = self.began.elapsed().as_secs_f64() * 1000.0;
+        self.looks.push((ms, self.written.count() as f64 * self.scale));
+    }
+
+    /// Different pages written by the guest, by time: (ms, pages).
+    pub(super) fn looks(&self) -> &[(f64, f64)] {
+        &self.looks
+    }
+
+    /// Pages of the guest for each one in the sample.
+    pub(super) const fn scale(&self) -> f64 {
+        self.scale
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     plan::{Decision, Plan},
 };
 use std::time::Duration;
+use vmotion_model::Strategy;
 
 /// Pauses taken back because they would have been too long, before the move is given up.
 const TAKE_BACKS_MAX: u8 = 3;
@@ -95,6 +96,19 @@ pub enum Abort {
     Cancelled,
     /// Something failed.
     Failed(String),
+    /// Nothing more was asked than a survey.
+    Surveyed,
+}
+
+/// What follows from a survey.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Copying leads there, on the way by this strategy.
+    GoOn(Strategy),
+    /// Copying leads nowhere, or takes too long: the guest is handed over now, by this strategy.
+    HandOver(Strategy),
+    /// It ends here: what was asked cannot be had, or was the survey itself.
+    End(Abort),
 }
 
 /// What happens to a leaving machine.
@@ -107,6 +121,8 @@ pub enum Event<G> {
     },
     /// Dirty tracking runs.
     Tracking,
+    /// Enough was measured in the first round to foresee the move.
+    Surveyed(Verdict),
     /// A round arrived in the target's memory.
     RoundArrived {
         /// What it did.
@@ -157,6 +173,8 @@ pub enum Effect<G: PausedGuest> {
     },
     /// Copy a round while the guest runs. Round 1 is all memory.
     CopyRound(u32),
+    /// End the round at work where it is.
+    CutShort,
     /// Pause the guest.
     Pause {
         /// The pause foreseen, in ms.
@@ -226,6 +244,13 @@ impl<G: PausedGuest> Source<G> {
                 (Self::Negotiated { plan }, vec![Effect::StartTracking { track }])
             }
             (Self::Negotiated { plan }, Event::Tracking) => begin(plan),
+            (Self::Copying { round, plan, take_backs }, Event::Surveyed(verdict)) => match verdict {
+                Verdict::GoOn(strategy) => (Self::Copying { round, plan: plan.by(strategy), take_backs }, Vec::new()),
+                Verdict::HandOver(strategy) => {
+                    (Self::Copying { round, plan: plan.by(strategy), take_backs }, vec![Effect::CutShort])
+                }
+                Verdict::End(reason) => (Self::aborted(reason), vec![Effect::CleanUp]),
+            },
             (Self::Copying { round, plan, take_backs }, Event::RoundArrived { report, hopeless }) => {
                 after_round(round, plan, take_backs, &report, hopeless)
             }

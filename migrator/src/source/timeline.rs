@@ -1,13 +1,17 @@
 //! When what happened at the source, and the report made of it.
 
-use crate::protocol::TargetReport;
+use crate::{convergence::RoundReport, protocol::TargetReport};
 use std::time::Instant;
-use vmotion_model::DowntimeReport;
+use vmotion_model::{DowntimeReport, MoveProgress, PageCounts, RoundRecord, Timeline, TimelineSample};
 
 /// The moments of a move. Those of the pause are overwritten when a pause is taken back.
 #[derive(Debug, Clone)]
-pub(super) struct Timeline {
+pub(super) struct Moments {
     pub(super) started: Instant,
+    /// What is told of them.
+    pub(super) log: Timeline,
+    /// What all rounds before had counted.
+    counted: (PageCounts, u64),
     pub(super) pause_asked: Option<Instant>,
     pub(super) paused: Option<Instant>,
     pub(super) saved: Option<Instant>,
@@ -18,10 +22,12 @@ pub(super) struct Timeline {
     cpu_s_at_start: f64,
 }
 
-impl Timeline {
+impl Moments {
     pub(super) fn start() -> Self {
         Self {
             started: Instant::now(),
+            log: Timeline::default(),
+            counted: (PageCounts::default(), 0),
             pause_asked: None,
             paused: None,
             saved: None,
@@ -30,6 +36,46 @@ impl Timeline {
             all_there: None,
             cpu_s_at_start: process_cpu_s(),
         }
+    }
+
+    /// In ms since the move began.
+    pub(super) fn since_start(&self, at: Instant) -> f64 {
+        ms_between(self.started, at)
+    }
+
+    /// Notes what happens now.
+    pub(super) fn event(&mut self, what: impl Into<String>) {
+        let now = self.since_start(Instant::now());
+        self.log.event(now, what);
+    }
+
+    /// Notes how far the move is.
+    pub(super) fn look(&mut self, progress: &MoveProgress) {
+        #[expect(clippy::cast_precision_loss, reason = "the length of a move in ms")]
+        let at_ms = progress.elapsed_ms as f64;
+        self.log.sample(TimelineSample {
+            at_ms,
+            phase: progress.phase,
+            wire_bytes: progress.wire_bytes,
+            rate_bytes_per_s: progress.rate_bytes_per_s,
+            dirty_pages_per_s: progress.dirty_pages_per_s,
+            remaining_pages: progress.remaining_pages,
+        });
+    }
+
+    /// Notes a round that has just arrived; `pages` and `wire_bytes` are those of the whole move so far.
+    pub(super) fn round(&mut self, round: u32, report: &RoundReport, pages: PageCounts, wire_bytes: u64) {
+        let (before, bytes_before) = std::mem::replace(&mut self.counted, (pages, wire_bytes));
+        let ended_ms = self.since_start(Instant::now());
+        let duration_ms = report.duration.as_secs_f64() * 1000.0;
+        self.log.rounds.push(RoundRecord {
+            round,
+            began_ms: (ended_ms - duration_ms).max(0.0),
+            duration_ms,
+            pages: pages.since(&before),
+            wire_bytes: wire_bytes.saturating_sub(bytes_before),
+            dirtied_pages: report.remaining_pages,
+        });
     }
 
     /// When the move was over.

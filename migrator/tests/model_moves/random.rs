@@ -126,13 +126,18 @@ fn requests(way: Way) -> impl Strategy<Value = MoveRequest> {
     // A slow path makes what remains worth a hand-over, and keeps a guest waiting for what follows it.
     let bandwidth = prop_oneof![1 => Just(None), 1 => (21u32..25).prop_map(|shift| Some(1 << shift))];
     let rounds = prop_oneof![2 => Just(60u32), 1 => 1u32..4];
-    (20u32..300, bandwidth, rounds, prop::bool::weighted(0.2)).prop_map(
-        move |(downtime_ms_max, bandwidth_max, rounds_max, verify)| MoveRequest {
+    // Some cannot be kept, and some hand the guest over.
+    let intents = (prop::option::weighted(0.2, 400u64..4000), prop::bool::weighted(0.03));
+    (20u32..300, bandwidth, rounds, prop::bool::weighted(0.2), intents).prop_map(
+        move |(downtime_ms_max, bandwidth_max, rounds_max, verify, (deadline_ms, survey))| MoveRequest {
             downtime_ms_max,
             bandwidth_max,
             rounds_max,
             verify: verify && matches!(way, Way::Auto | Way::Precopy),
             strategy: way,
+            deadline_ms,
+            survey,
+            ..MoveRequest::default()
         },
     )
 }
@@ -210,6 +215,7 @@ fn one(seed: u64, number: u64, tally: &Mutex<Tally>) {
                 (Some(summary), _) => match summary.outcome {
                     MoveOutcome::Moved => "moved",
                     MoveOutcome::Cancelled => "cancelled",
+                    MoveOutcome::Surveyed => "surveyed",
                     MoveOutcome::RolledBack { .. } => "rolled back",
                     MoveOutcome::Stranded { .. } | MoveOutcome::SourceLost { .. } => "stranded",
                 },

@@ -185,6 +185,8 @@ fn options(
         hello,
         request: schedule.request.clone(),
         tuning,
+        accuracy: vmotion_model::Accuracy::default(),
+        limit: Arc::default(),
     };
     let target = TargetOptions {
         expected: record.clone(),

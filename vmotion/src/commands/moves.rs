@@ -2,34 +2,24 @@
 
 use super::request_key;
 use crate::{
-    arguments::{Global, MoveArguments},
+    arguments::{Global, MoveArguments, MovesCommand},
     context, output, progress,
 };
 use anyhow::Result;
+use serde::Serialize;
 use vmotion_api::{ControllerClient, MoveCommand, Operation};
-use vmotion_model::{MoveId, MoveOutcome, MoveRequest};
+use vmotion_model::{MoveId, MoveLimit, MoveOutcome, MoveRequest, Outlook, Placement};
 
 /// Exit code of a move that did not happen while nothing was lost. One more than the API's own codes.
 const EXIT_NOT_MOVED: u8 = 8;
 
 pub(super) async fn start(arguments: MoveArguments, global: &Global) -> Result<()> {
     let client = context::client(global)?;
-    let MoveArguments { machine, to, max_downtime, max_bandwidth, strategy, verify, dry_run, detach } = arguments;
-    let request = MoveRequest {
-        downtime_ms_max: max_downtime,
-        bandwidth_max: max_bandwidth.map(vmotion_model::ByteSize::bytes),
-        verify,
-        strategy,
-        ..MoveRequest::default()
-    };
-    let command = MoveCommand { machine, to, request, dry_run };
+    let MoveArguments { machine, to, dry_run, detach, .. } = &arguments;
+    let (dry_run, detach) = (*dry_run, *detach);
+    let command = MoveCommand { machine: machine.clone(), to: to.clone(), request: request(&arguments), dry_run };
     if dry_run {
-        let placement = client.move_dry_run(&command).await?;
-        if global.json {
-            return output::json(&placement);
-        }
-        output::placement(&placement);
-        return Ok(());
+        return foresee(&client, command, global).await;
     }
     let operation = client.start_move(&command, &request_key()).await?;
     if detach {
@@ -41,6 +31,95 @@ pub(super) async fn start(arguments: MoveArguments, global: &Global) -> Result<(
         std::process::exit(i32::from(EXIT_NOT_MOVED));
     }
     Ok(())
+}
+
+fn request(arguments: &MoveArguments) -> MoveRequest {
+    MoveRequest {
+        downtime_ms_max: arguments.max_downtime,
+        bandwidth_max: arguments.max_bandwidth.map(|bandwidth| bandwidth.0),
+        verify: arguments.verify,
+        strategy: arguments.strategy,
+        deadline_ms: arguments.deadline,
+        slowdown_percent_max: arguments.max_slowdown,
+        give_up_after_ms: arguments.give_up_after,
+        survey: arguments.dry_run,
+        ..MoveRequest::default()
+    }
+}
+
+/// What `--dry-run` prints: where the machine would go, and what that would cost.
+#[derive(Debug, Serialize)]
+struct DryRun {
+    #[serde(flatten)]
+    placement: Placement,
+    /// The move that measured; `null` when no host fits.
+    survey: Option<MoveId>,
+    /// What each strategy would come to; `null` when nothing could be measured.
+    outlook: Option<Outlook>,
+    /// Why nothing could be measured.
+    reason: Option<String>,
+}
+
+async fn foresee(client: &ControllerClient, command: MoveCommand, global: &Global) -> Result<()> {
+    let placement = client.move_dry_run(&command).await?;
+    let mut dry_run = DryRun { placement, survey: None, outlook: None, reason: None };
+    if dry_run.placement.chosen.is_some() {
+        let command = MoveCommand { dry_run: false, ..command };
+        let operation = client.start_move(&command, &request_key()).await?;
+        let operation = follow_or_cancel(client, &operation.id, true).await?;
+        dry_run.survey = Some(operation.id);
+        dry_run.outlook = operation.summary.and_then(|summary| summary.outlook);
+        dry_run.reason = match operation.outcome {
+            Some(MoveOutcome::RolledBack { reason } | MoveOutcome::SourceLost { reason }) => Some(reason),
+            _ => None,
+        };
+    }
+    let possible = dry_run.outlook.as_ref().is_some_and(|outlook| outlook.chosen.is_some());
+    if global.json {
+        output::json(&dry_run)?;
+    } else {
+        output::placement(&dry_run.placement);
+        if let Some(outlook) = &dry_run.outlook {
+            output::outlook(outlook);
+        }
+        if let Some(reason) = &dry_run.reason {
+            println!("It could not be measured: {reason}");
+        }
+    }
+    if !possible {
+        std::process::exit(i32::from(EXIT_NOT_MOVED));
+    }
+    Ok(())
+}
+
+pub(super) async fn one(command: MovesCommand, global: &Global) -> Result<()> {
+    let client = context::client(global)?;
+    match command {
+        MovesCommand::Show { id, plot } => {
+            let operation = client.operation(&id).await?;
+            if let Some(file) = plot {
+                crate::plot::draw(&operation, &file)?;
+            }
+            if global.json {
+                return output::json(&operation);
+            }
+            output::operation(&operation);
+            output::details(&operation);
+            Ok(())
+        }
+        MovesCommand::Limit { id, max_bandwidth } => {
+            let limit = MoveLimit { bandwidth_max: Some(max_bandwidth.0).filter(|bandwidth| *bandwidth > 0) };
+            print(&client.limit(&id, &limit).await?, global)
+        }
+        MovesCommand::Accuracy => {
+            let accuracy = client.accuracy().await?;
+            if global.json {
+                return output::json(&accuracy);
+            }
+            output::accuracy(&accuracy);
+            Ok(())
+        }
+    }
 }
 
 /// Follows the move; the first Ctrl-C cancels it, and its end is still awaited.
