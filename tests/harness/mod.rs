@@ -7,7 +7,7 @@ mod checkpoints;
 mod console;
 mod network;
 
-pub use checkpoints::Checkpoints;
+pub use checkpoints::{Checkpoints, Held};
 pub use console::ConsoleLog;
 pub use network::Cut;
 
