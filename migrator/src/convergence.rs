@@ -54,6 +54,11 @@ pub struct Convergence {
 const PAUSE_FIXED_MS: f64 = 4.0;
 /// A remainder that takes less than this is not worth another round.
 const NEGLIGIBLE_MS: f64 = 0.5;
+/// On a long path a round takes a round trip at least, in which the guest writes on: a remainder of less than this part of one is not
+/// worth another.
+const NEGLIGIBLE_SHARE: f64 = 0.25;
+/// A round is not only waiting, however long the path.
+const WAY_SHARE_MAX: f64 = 0.5;
 /// Another round must bring what remains below this part of what it was. Near 1, because a guest that writes almost as fast
 /// as the path carries shrinks slowly but surely: with 0.8 it was paused for 290 ms on 1 Gbit/s, with 0.95 for 20 ms, in the
 /// same total time.
@@ -116,7 +121,9 @@ impl Convergence {
         let ms = (round.duration.as_secs_f64() * 1000.0).max(0.001);
         self.elapsed_ms += ms;
         if round.pages > 0 && (round.pages >= PAGES_FOR_RATE || self.pages_per_ms.is_none()) {
-            let sample = round.pages as f64 / ms;
+            // The last page's way is not the path's pace.
+            let way_ms = (round.rtt.as_secs_f64() * 1000.0).min(ms * WAY_SHARE_MAX);
+            let sample = round.pages as f64 / (ms - way_ms);
             self.pages_per_ms = Some(self.pages_per_ms.map_or(sample, |rate| (rate + sample) / 2.0));
         }
         let predicted_ms = self.predict_pause_ms(round.remaining_pages, round.rtt);
@@ -124,7 +131,8 @@ impl Convergence {
         let copying_ms = self.copying_ms(round.remaining_pages);
         let pays = before.is_none_or(|before| (round.remaining_pages as f64) < before as f64 * PAYING_RATIO);
         self.unpaying_rounds = if pays { 0 } else { self.unpaying_rounds + 1 };
-        let floor = self.unpaying_rounds >= UNPAYING_ROUNDS || copying_ms < NEGLIGIBLE_MS;
+        let negligible_ms = NEGLIGIBLE_MS.max(round.rtt.as_secs_f64() * 1000.0 * NEGLIGIBLE_SHARE);
+        let floor = self.unpaying_rounds >= UNPAYING_ROUNDS || copying_ms < negligible_ms;
         if predicted_ms <= self.downtime_ms_max && floor {
             return Decision::SwitchOver { predicted_ms };
         }

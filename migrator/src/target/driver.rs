@@ -191,6 +191,7 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
         tokio::spawn(take_states(control.state_receiver(), arrivals.clone()));
         tokio::spawn(async move { hear(&mut control, &arrivals).await });
 
+        self.warm_up_store();
         let mut marks = vec![0; flows];
         let mut acknowledged = 0;
         let mut offer: Option<Offer> = None;
@@ -200,8 +201,7 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
                 Arrival::State { mark, state } => self.state = Some((mark, state)),
                 Arrival::Message(ToTarget::PauseSoon) => {
                     self.pause_noticed = Some(Instant::now());
-                    let store = Arc::clone(&self.store);
-                    tokio::spawn(async move { store.warm_up().await });
+                    self.warm_up_store();
                 }
                 Arrival::Message(ToTarget::Offer { expected, digest, mark, owes }) => {
                     if expected != self.options.expected {
@@ -215,6 +215,7 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
             let everywhere = marks.iter().copied().min().unwrap_or(0);
             if everywhere > acknowledged && everywhere < FINAL_MARKS {
                 acknowledged = everywhere;
+                self.warm_up_store();
                 // A round after a pause means that the pause was taken back. The source declares nothing before it has heard of this.
                 self.machine.forget_missing();
                 let Some(session) = &mut self.session else { break };
@@ -232,6 +233,13 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
             }
         }
         Event::Failed("the session ended".to_owned())
+    }
+
+    /// Opens, or keeps open, the connection that the record will be asked for by: over a long path that takes longer than the pause may,
+    /// so it begins with the first page and not with the pause.
+    fn warm_up_store(&self) {
+        let store = Arc::clone(&self.store);
+        tokio::spawn(async move { store.warm_up().await });
     }
 
     /// Compares all memory with the source's digest, when there is one.

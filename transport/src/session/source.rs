@@ -140,6 +140,12 @@ impl SourceSession {
         config.transport_config(options.tuning.toward(options.address.ip()).transport());
 
         let dialling = Dialling { address: options.address, local: options.local, tuning: options.tuning };
+        // Beside the control connection: on a long path each handshake takes round trips.
+        let mut dialled = tokio::task::JoinSet::new();
+        for _ in 0..options.tuning.connections.min(hello.flows).max(1) {
+            let config = config.clone();
+            dialled.spawn(async move { dial(dialling, &config).await });
+        }
         let control_connection = dial(dialling, &config).await?;
         let (mut send, mut receive) = control_connection.open_bi().await?;
         let opening = |lane| Opening { ticket: *options.ticket.as_bytes(), lane };
@@ -159,7 +165,9 @@ impl SourceSession {
         for flow in 0..welcome.flows {
             let lane = usize::from(flow % options.tuning.connections.max(1));
             if lane == bulk.len() {
-                bulk.push(dial(dialling, &config).await?);
+                let connection = dialled.join_next().await;
+                let ended = || SessionError::Setup("a connection's task ended".to_owned());
+                bulk.push(connection.ok_or_else(ended)?.map_err(|_| ended())??);
             }
             let mut stream = bulk[lane].open_uni().await?;
             control::write_message(&mut stream, &opening(Lane::Flow(flow))).await?;
