@@ -339,6 +339,19 @@ impl Life {
         self.state()
     }
 
+    /// Refuses what needs a machine that runs and has all of its memory here.
+    fn is_whole_and_runs(&self) -> Result<(), ApiError> {
+        let ProcessState { state, move_id, .. } = self.state();
+        let name = &self.launch.spec.name;
+        if state != MachineState::Running {
+            return Err(ApiError::new(ErrorCode::Refused, format!("Machine {name} does not run")));
+        }
+        // An arrival that only has its last words to say does not hinder.
+        let Some(arriving) = move_id.filter(|_| *self.arrival_state.borrow() == "pulling") else { return Ok(()) };
+        let message = format!("Machine {name} runs here, but its memory still follows ({arriving})");
+        Err(ApiError::new(ErrorCode::Conflict, message).with_hint("wait until that move is over"))
+    }
+
     /// Starts a move away; the same move again reports how it goes.
     pub(super) fn move_away(self: &Arc<Self>, request: OutgoingRequest) -> Result<MoveReport, ApiError> {
         let mut outgoing = lock(&self.outgoing);
@@ -360,17 +373,7 @@ impl Life {
                 format!("The owner record is of {}, the machine runs with {}", request.record.epoch, record.epoch);
             return Err(ApiError::new(ErrorCode::Conflict, message));
         }
-        let ProcessState { state, move_id, .. } = self.state();
-        if state != MachineState::Running {
-            let message = format!("Machine {} does not run", self.launch.spec.name);
-            return Err(ApiError::new(ErrorCode::Refused, message));
-        }
-        // An arrival that only has its last words to say does not hinder.
-        if let Some(arriving) = move_id.filter(|_| *self.arrival_state.borrow() == "pulling") {
-            let message =
-                format!("Machine {} runs here, but its memory still follows ({arriving})", self.launch.spec.name);
-            return Err(ApiError::new(ErrorCode::Conflict, message));
-        }
+        self.is_whole_and_runs()?;
         let started = Outgoing::start(Arc::clone(self), request);
         let report = started.report();
         *outgoing = Some(started);
@@ -451,10 +454,7 @@ impl Life {
     }
 
     pub(super) async fn snapshot(self: &Arc<Self>, directory: PathBuf) -> Result<(), ApiError> {
-        if self.state().state != MachineState::Running {
-            let message = format!("Machine {} does not run", self.launch.spec.name);
-            return Err(ApiError::new(ErrorCode::Refused, message));
-        }
+        self.is_whole_and_runs()?;
         let machine = Arc::clone(&self.machine);
         tokio::task::spawn_blocking(move || snapshot::save(&machine, &directory))
             .await
