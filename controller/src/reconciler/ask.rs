@@ -13,7 +13,7 @@ use std::{
 };
 use tokio::time::timeout;
 use vmotion_api::{AgentClient, ClientError, IncomingRequest, MoveReport, Operation, OutgoingRequest};
-use vmotion_model::{ApiError, ErrorCode, MachineState};
+use vmotion_model::{ApiError, ErrorCode, MachineState, MoveOutcome, MoveSummary};
 
 /// A host that has not said how its move goes by then does not answer.
 const REPORT_WITHIN: Duration = Duration::from_secs(5);
@@ -45,7 +45,40 @@ impl Questioner {
     pub(super) async fn ask(&mut self, app: &App, record: &MoveRecord) -> Result<Event, ApiError> {
         match self.ask_by_phase(app, record).await? {
             Event::RecordNamesTarget => Ok(ask_new_owner(app, record).await),
+            Event::Summary(summary) if matches!(summary.outcome, MoveOutcome::Stranded { .. }) => {
+                Ok(self.ask_stranded(app, record, summary).await)
+            }
             event => Ok(event),
+        }
+    }
+
+    /// A source that lost its path when the last page had just arrived cannot know that it had. The target does.
+    async fn ask_stranded(&mut self, app: &App, record: &MoveRecord, mut summary: Box<MoveSummary>) -> Event {
+        let Operation { id, machine, target, .. } = &record.operation;
+        let answer = match app.agent(target) {
+            Ok(agent) => timeout(REPORT_WITHIN, agent.machine(machine)).await,
+            Err(error) => return self.stranded_unless_heard(error.message, summary),
+        };
+        match answer {
+            Ok(Ok(status)) if status.pid.is_none() || status.state == MachineState::Failed => Event::Summary(summary),
+            Ok(Ok(status)) if status.move_id.as_ref() == Some(id) => Event::TargetCommitting(format!(
+                "{} lost its path to {target}, which has not said yet whether it has all of {machine}",
+                record.operation.source
+            )),
+            Ok(Ok(_)) => {
+                summary.outcome = MoveOutcome::Moved;
+                Event::Summary(summary)
+            }
+            Ok(Err(ClientError::Answered(_))) => Event::Summary(summary),
+            Ok(Err(error)) => self.stranded_unless_heard(error.to_string(), summary),
+            Err(_) => self.stranded_unless_heard(format!("Host {target} does not answer"), summary),
+        }
+    }
+
+    fn stranded_unless_heard(&mut self, reason: String, summary: Box<MoveSummary>) -> Event {
+        match self.target_silent(reason) {
+            Event::TargetSilent { patience_left: false, .. } => Event::Summary(summary),
+            silent => silent,
         }
     }
 

@@ -106,6 +106,19 @@ async fn lost_source_is_not_concluded_while_the_target_may_still_win() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn source_that_lost_its_path_at_the_last_page_does_not_call_a_machine_lost_that_runs() {
+    let stranded = || MoveOutcome::Stranded { reason: "the path was cut".into() };
+    for (state, outcome) in [(MachineState::Running, MoveOutcome::Moved), (MachineState::Failed, stranded())] {
+        let world = World::start().await;
+        let (name, id) = world.start_moving().await;
+        world.switch_over(&id).await;
+        world.h2.set_state(&name, state);
+        world.h1.report_outcome(&id, stranded());
+        assert_eq!(world.finished(&id).await.outcome, Some(outcome));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn second_controller_on_the_same_data_is_refused() {
     let world = World::start().await;
     let options =
