@@ -153,6 +153,11 @@ pub(crate) fn outlook(outlook: &Outlook) {
         };
         let s = |ms: f64| format!("{:.1}", ms / 1000.0);
         let size = |bytes: f64| ByteSize(rounded(bytes)).to_string();
+        // One that has no end has no numbers.
+        if total_ms.likely <= 0.0 {
+            rows.add_row([strategy.as_str(), "–", "–", "–", "–", &note]);
+            continue;
+        }
         rows.add_row([
             strategy.to_string(),
             format!("{} s ({} to {})", s(total_ms.likely), s(total_ms.low), s(total_ms.high)),
@@ -264,7 +269,11 @@ fn summary(summary: &MoveSummary) {
         slowdown_percent,
         ..
     } = summary;
-    println!("  total      {total_ms:.0} ms (predicted {:.0} ms), {rounds} rounds", predicted.total_ms);
+    let foreseen = match predicted.total_ms {
+        ms if ms > 0.0 => format!("predicted {ms:.0} ms"),
+        _ => "not predicted: nothing was copied before the pause".to_owned(),
+    };
+    println!("  total      {total_ms:.0} ms ({foreseen}), {rounds} rounds");
     if downtime.source_ms > 0.0 {
         println!(
             "  downtime   {:.1} ms at the source, {:.1} ms at the target (predicted {:.1} ms)",

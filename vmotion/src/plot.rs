@@ -1,14 +1,20 @@
 //! The timeline of a move as a drawing: rates, what remained, and where the pause went.
 
 use anyhow::{Context as _, Result, bail};
-use plotters::{coord::Shift, prelude::*};
+use plotters::{
+    coord::Shift,
+    prelude::*,
+    style::text_anchor::{HPos, Pos, VPos},
+};
 use std::path::Path;
 use vmotion_api::Operation;
 use vmotion_model::{DowntimeReport, MoveSummary, TimelineSample};
 
 const SIZE: (u32, u32) = (1000, 760);
 /// Height of the upper two panels together; the pause is below.
-const CURVES: u32 = 600;
+const CURVES: u32 = 560;
+/// From this part of the width on, words stand before their place.
+const LATE: f64 = 0.85;
 const WIRE: RGBColor = RGBColor(31, 119, 180);
 const DIRTY: RGBColor = RGBColor(214, 39, 40);
 const LEFT: RGBColor = RGBColor(44, 160, 44);
@@ -79,7 +85,7 @@ fn panel(area: &Area<'_>, summary: &MoveSummary, unit: &str, curves: &[Curve<'_>
         chart.draw_series([PathElement::new([(at, 0.0), (at, most)], BLACK.mix(0.35))])?;
         // Below each other, so that states that follow at once can be read.
         let height = most * (0.97 - 0.09 * (number % 9) as f64);
-        chart.draw_series([Text::new(event.what.clone(), (at, height), ("sans-serif", 11))])?;
+        chart.draw_series([label(event.what.clone(), (at, height), at > end * LATE)])?;
     }
     for (name, colour, points) in curves {
         let colour = *colour;
@@ -88,8 +94,19 @@ fn panel(area: &Area<'_>, summary: &MoveSummary, unit: &str, curves: &[Curve<'_>
             .label(*name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.3)).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperMiddle)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
     Ok(())
+}
+
+/// Words beside a place: before it where there is no room behind.
+fn label(words: String, at: (f64, f64), before: bool) -> Text<'static, (f64, f64), String> {
+    let side = if before { HPos::Right } else { HPos::Left };
+    Text::new(words, at, TextStyle::from(("sans-serif", 11)).pos(Pos::new(side, VPos::Center)))
 }
 
 /// The pause's parts, in the order in which they happen.
@@ -121,18 +138,13 @@ fn downtime(area: &Area<'_>, downtime: &DowntimeReport) -> Drawn<()> {
     let mut from = 0.0;
     for (index, (name, ms)) in parts(downtime).into_iter().enumerate().filter(|(_, (_, ms))| *ms > 0.0) {
         let colour = Palette99::pick(index);
-        chart
-            .draw_series([Rectangle::new([(from, 0.0), (from + ms, 0.7)], colour.filled())])?
-            .label(format!("{name} {ms:.2}"))
-            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], Palette99::pick(index).filled()));
+        chart.draw_series([Rectangle::new([(from, 0.0), (from + ms, 0.3)], colour.filled())])?;
+        // One below the other, each above where its part begins.
+        let height = 0.97 - 0.085 * index as f64;
+        chart.draw_series([PathElement::new([(from, 0.3), (from, height)], BLACK.mix(0.3))])?;
+        chart.draw_series([label(format!("{name} {ms:.2}"), (from, height), from > downtime.source_ms * LATE)])?;
         from += ms;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .background_style(WHITE.mix(0.9))
-        .label_font(("sans-serif", 10))
-        .draw()?;
     Ok(())
 }
 

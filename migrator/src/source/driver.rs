@@ -358,7 +358,14 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
     /// In the middle of the first round: what does it show?
     fn look_ahead(&mut self) -> Option<Verdict> {
         let rtt = self.session.as_ref()?.stats.least_rtt();
-        self.foresight.look(self.tracker.as_ref(), &self.counters, rtt, &mut self.timeline)
+        let verdict = self.foresight.look(self.tracker.as_ref(), &self.counters, rtt, &mut self.timeline)?;
+        // Known from now on, and not only after the round.
+        if let Some((ms, pages)) = self.foresight.outlook.as_ref().and_then(|outlook| outlook.survey.dirty_curve.last())
+        {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of pages")]
+            lock(&self.estimator).feed(Duration::from_secs_f64(ms / 1000.0), *pages as u64);
+        }
+        Some(verdict)
     }
 
     fn pause_patience(&self) -> Duration {
