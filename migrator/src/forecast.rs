@@ -21,7 +21,7 @@ const ROUND_FIXED_MS: f64 = 1.0;
 const STALL_FIXED_MS: f64 = 0.12;
 /// Least round trip that adds to that, in ms: what is measured below is scheduling.
 const SHORT_PATH_MS: f64 = 0.3;
-/// Connecting, and ending in good order: round trips.
+/// Ending in good order: the target's last word, and the session's end. Round trips.
 const ROUND_TRIPS_AT_END: f64 = 1.0;
 /// Throttling is tried in such steps, in percent.
 const THROTTLE_STEP: u8 = 5;
@@ -93,7 +93,9 @@ impl Basis {
         let missing_share = (missing / curve.set()).min(1.0);
         let demanded = (curve.rate() * follow_ms * missing_share / 2.0).min(missing);
         let stalled = demanded * (STALL_FIXED_MS + (self.survey.rtt_ms - SHORT_PATH_MS).max(0.0));
-        course.slowdown = (stalled / (follow_ms.max(1.0) * f64::from(self.cpus.max(1)))).min(1.0).max(course.slowdown);
+        // Who waits touches nothing meanwhile: waiting for as long as it runs, a guest loses half of its speed.
+        let waits = stalled / (follow_ms.max(1.0) * f64::from(self.cpus.max(1)));
+        course.slowdown = (waits / (1.0 + waits)).max(course.slowdown);
         course
     }
 
