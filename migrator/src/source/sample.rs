@@ -9,15 +9,18 @@ use crate::copy::{SharedTracker, lock};
 use std::time::Instant;
 use vmotion_dirty_tracking::{PageBitmap, TrackError};
 
-/// One page of so many is taken. Single pages, not runs of them: what is written all the time (a stack, a table) lies together, and
+/// One page of so many is taken, of a large guest one of more. Single pages, not runs of them: what is written all the time (a stack, a table) lies together, and
 /// a run that holds it would stand for sixteen times as much.
 const PAGES_PER_TAKEN: u64 = 16;
-/// Which one of each sixteen: another one each time, so that no stride of the guest's falls in with the sample's.
+/// More tell no more, and clearing each is work in the kernel before the first page is copied.
+const SAMPLE_PAGES_MAX: u64 = 1 << 16;
+/// Which one of each group: another one each time, so that no stride of the guest's falls in with the sample's.
 const STEP: u64 = 7;
 /// Fewer say little.
 const SAMPLE_PAGES_MIN: u64 = 256;
 /// Pages cleared at once: KVM holds its lock meanwhile.
 const STEP_PAGES: u64 = 32 << 10;
+
 /// The sample, and what it said.
 #[derive(Debug)]
 pub(super) struct Sample {
@@ -35,8 +38,9 @@ impl Sample {
     pub(super) fn take(tracker: &SharedTracker, round: &PageBitmap) -> Result<Option<Self>, TrackError> {
         let total = round.pages();
         let mut pages = PageBitmap::new(total);
-        for group in 0..total / PAGES_PER_TAKEN {
-            pages.set(group * PAGES_PER_TAKEN + group * STEP % PAGES_PER_TAKEN);
+        let size = PAGES_PER_TAKEN.max(total / SAMPLE_PAGES_MAX);
+        for group in 0..total / size {
+            pages.set(group * size + group * STEP % size);
         }
         pages.and(round);
         let count = pages.count();
@@ -56,11 +60,12 @@ impl Sample {
         &self.pages
     }
 
-    /// Looks once. Whoever holds the tracker is busy copying; the next look is soon.
+    /// Looks once. Waits for the tracker, which the copy threads hold for a moment at a time.
     pub(super) fn look(&mut self, tracker: &SharedTracker) {
         let mut written = PageBitmap::new(self.pages.pages());
-        let Ok(mut tracker) = tracker.try_lock() else { return };
-        if tracker.fetch(&mut written).is_err() {
+        if let Err(error) = lock(tracker).fetch(&mut written) {
+            // The round asks for the same, and reports it.
+            tracing::debug!(%error, "the sample was not looked at");
             return;
         }
         written.and(&self.pages);
