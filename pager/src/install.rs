@@ -55,21 +55,32 @@ impl Shared {
                 if claimed.is_empty() {
                     continue;
                 }
-                let content = match content {
+                // What is mapped belongs to the guest from then on, whatever becomes of the rest.
+                let of = |run: &Range<u64>| match content {
                     Content::Bytes(bytes) => {
-                        Content::Bytes(&bytes[bytes_of(claimed.start - first)..bytes_of(claimed.end - first)])
+                        Content::Bytes(&bytes[bytes_of(run.start - first)..bytes_of(run.end - first)])
                     }
                     Content::Zero => Content::Zero,
                 };
-                let filled = match self.fill(block, &claimed, content) {
-                    Ok(filled) => filled,
-                    Err(error) => {
-                        self.give_back(block, claimed)?;
-                        return Err(PagerError::kernel("write guest memory")(error));
-                    }
-                };
-                installed += claimed.end - claimed.start;
-                self.finish(block, claimed, &filled)?;
+                let rest = claimed.start + self.copy_into_holes(block, &claimed, of(&claimed))..claimed.end;
+                let mut result = Ok(());
+                if rest.start > claimed.start {
+                    installed += rest.start - claimed.start;
+                    result =
+                        self.finish(block, claimed.start..rest.start, &Filled { holding: Vec::new(), zero: false });
+                }
+                if !rest.is_empty() {
+                    let filled = match self.fill(block, &rest, of(&rest)) {
+                        Ok(filled) => filled,
+                        Err(error) => {
+                            self.give_back(block, rest)?;
+                            return Err(PagerError::kernel("write guest memory")(error));
+                        }
+                    };
+                    installed += rest.end - rest.start;
+                    keep_first(&mut result, self.finish(block, rest, &filled));
+                }
+                result?;
             }
         }
         Ok(installed)
@@ -108,6 +119,19 @@ impl Shared {
                 let pages = |bytes: &Range<usize>| bytes.start as u64 / PAGE_SIZE..bytes.end as u64 / PAGE_SIZE;
                 Ok(Filled { holding: old.iter().map(pages).collect(), zero: true })
             }
+        }
+    }
+
+    /// Writes straight into A where the memfd has holes, which maps the pages and wakes their waiters at the same time. How many pages
+    /// that were: those before the first that the memfd has, which is out of date. Whatever else is in the way is left to the other way
+    /// of placing pages, which says what it was.
+    fn copy_into_holes(&self, block: u64, run: &Range<u64>, content: Content<'_>) -> u64 {
+        match content {
+            Content::Bytes(bytes) if !self.whole_blocks => {
+                let (region, within) = self.space.within_region(run);
+                self.userfault_of(block).copy(&self.mappings[region].part(within), bytes).bytes as u64 / PAGE_SIZE
+            }
+            Content::Bytes(_) | Content::Zero => 0,
         }
     }
 

@@ -16,7 +16,9 @@
 //! the kernel when its last missing page has arrived. Nothing here starts a thread or waits: the caller drives it from its own
 //! event loop or threads, one per [`FaultQueue`].
 //!
-//! The invariant: a page becomes visible in A only after its bytes are in B, and every waiter is woken after that. Never: touch A
+//! Where the memfd holds nothing, copying and mapping is one step (`UFFDIO_COPY`).
+//!
+//! The invariant: a page becomes visible in A only with all its bytes, and every waiter is woken after that. Never: touch A
 //! from a thread that serves faults (it would wait for itself).
 //!
 //! What the rest of the process must not do to A while pages are missing: populate it (`MADV_POPULATE_*` waits for every missing

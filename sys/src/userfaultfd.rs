@@ -6,7 +6,8 @@
 //! ([`CheckedMapping`] proves that it is what it is thought to be), and a [`ServiceAlias`] of the same file, through which
 //! bytes are written before [`Userfault::map_existing`] shows them to the guest.
 //!
-//! Why all of this is safe to call: no call here changes a byte that anybody could see. Registering the wrong memory makes
+//! Why all of this is safe to call: no call here changes a byte that anybody holds a reference to: what is written is guest memory, which
+//! is only ever reached through pointers. Registering the wrong memory makes
 //! its users wait, poisoning it makes them fault; both are bugs, neither breaks what Rust takes for granted.
 
 mod alias;

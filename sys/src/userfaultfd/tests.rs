@@ -140,6 +140,23 @@ fn a_zero_page_fills_a_hole() {
     assert_eq!(wait(&thread), 0);
 }
 
+#[test]
+fn copied_pages_fill_holes_only() {
+    let Some(rig) = Rig::new("copied_pages_fill_holes_only") else { return };
+    let thread = rig.touch(1);
+    assert!(!rig.next_fault().minor);
+    rig.alias.write(2 * PAGE, &[9]).unwrap();
+    let all = rig.checked();
+    let done = rig.userfault.copy(&all.part(0..3 * PAGE), &[7; 3 * PAGE]);
+    assert!(done.bytes == 2 * PAGE && done.obstacle.is_none(), "up to what the file has: {done:?}");
+    assert_eq!(wait(&thread), 7);
+    let refused = rig.userfault.copy(&all.part(2 * PAGE..3 * PAGE), &[7; PAGE]);
+    assert!(matches!(refused, Progress { bytes: 0, obstacle: Some(Obstacle::Mapped) }));
+    assert_eq!(rig.userfault.map_existing(&rig.pages(2, 1)).bytes, PAGE);
+    assert_eq!(wait(&rig.touch(2)), 9);
+    assert!(matches!(rig.userfault.copy(&all.part(0..PAGE), &[]).obstacle, Some(Obstacle::Other(_))));
+}
+
 /// Writes the first byte of a page of A into a pipe: a fault inside a system call, as KVM's are.
 fn touch_in_kernel(rig: &Rig, page: usize) -> mpsc::Receiver<Option<i32>> {
     let address = rig.pages(page, 1).start;
