@@ -9,7 +9,8 @@
 use crate::{
     guest::GuestPages,
     limit::{BandwidthLimit, Pacer},
-    owed::{OwedPages, PushPace, PushWindow},
+    owed::{OwedPages, PushWindow},
+    push_pace::ALWAYS_AHEAD,
 };
 use std::{
     ops::Range,
@@ -26,7 +27,7 @@ use vmotion_dirty_tracking::{DirtyTracker, PageBitmap};
 use vmotion_model::PageCounts;
 use vmotion_transport::{
     pages::{BatchEncoder, KnownPages, PageHasher, WireCost},
-    session::{FlowSender, SessionError},
+    session::{FlowSender, FrameParts, SessionError},
 };
 
 /// Pages in the unit of work: 2 MiB, the size of a huge page and of a home shard.
@@ -250,9 +251,7 @@ impl<M: GuestPages + ?Sized> Worker<M> {
             Task::Declare(pages) => self.declare(pages)?,
             Task::Push { owed, windows, ahead } => self.push(owed, windows, *ahead)?,
         }
-        self.flush()?;
-        let mark = self.encoder.mark(job.mark);
-        self.send(mark)
+        self.flush_with(Some(job.mark))
     }
 
     /// The ranges of this worker, by index of their first page.
@@ -307,7 +306,7 @@ impl<M: GuestPages + ?Sized> Worker<M> {
     fn push(&mut self, owed: &OwedPages, windows: &[PushWindow], ahead: u64) -> Result<(), CopyError> {
         let total = self.shared.machine.layout().total_pages();
         let window = usize::try_from(self.number).ok().and_then(|number| windows.get(number));
-        let (mut sent, mut hinted, mut pace) = (0, None, PushPace::new());
+        let (mut sent, mut hinted) = (0, None);
         let mut ranges = self.ranges(total);
         loop {
             let near = owed.near().map(|page| page / RANGE_PAGES * RANGE_PAGES).filter(|first| {
@@ -325,7 +324,7 @@ impl<M: GuestPages + ?Sized> Worker<M> {
             if !owed.any_in(range.start, RANGE_PAGES) {
                 continue;
             }
-            let mut gathered = 0;
+            let (mut gathered, mut batch) = (0, owed.pace().batch_pages());
             for index in range.clone() {
                 if !owed.take(index) {
                     continue;
@@ -334,35 +333,44 @@ impl<M: GuestPages + ?Sized> Worker<M> {
                 self.shared.known.forget(index);
                 let machine = &self.shared.machine;
                 self.encoder.push(index, &self.shared.known, |page| machine.read_page(index, page));
-                if self.encoder.is_full() || gathered >= pace.pages() {
-                    let waited = self.push_batch(window, &mut sent, ahead)?;
-                    pace.pushed(waited, Instant::now());
-                    gathered = 0;
+                if self.encoder.is_full() || gathered >= batch {
+                    self.push_batch(owed, window, gathered, &mut sent, ahead)?;
+                    (gathered, batch) = (0, owed.pace().batch_pages());
                 }
             }
             if gathered > 0 {
-                self.push_batch(window, &mut sent, ahead)?;
+                self.push_batch(owed, window, gathered, &mut sent, ahead)?;
             }
         }
     }
 
-    /// A batch and its mark; then waits until the target is close enough behind. Did it have to wait?
-    fn push_batch(&mut self, window: Option<&PushWindow>, sent: &mut u64, ahead: u64) -> Result<bool, CopyError> {
-        self.flush()?;
-        let mark = self.encoder.mark(PUSH_MARKS + *sent);
-        self.send(mark)?;
-        *sent += 1;
-        let Some(window) = window.filter(|_| *sent > ahead) else { return Ok(false) };
-        let due = PUSH_MARKS + *sent - 1 - ahead;
-        if window.wait_for(due, Duration::ZERO) {
-            return Ok(false);
+    /// A batch of `pages` and its mark, in its turn; then waits until the target is close enough behind.
+    fn push_batch(
+        &mut self,
+        owed: &OwedPages,
+        window: Option<&PushWindow>,
+        pages: u64,
+        sent: &mut u64,
+        ahead: u64,
+    ) -> Result<(), CopyError> {
+        let heard = window.map(PushWindow::heard).unwrap_or_default();
+        let turn = owed.pace().reserve(pages, heard, Instant::now());
+        if !turn.is_zero() && window.is_none_or(|window| window.on_the_way() >= ALWAYS_AHEAD) {
+            thread::sleep(turn);
         }
-        while !window.wait_for(due, STOP_CHECK) {
+        let mark = PUSH_MARKS + *sent;
+        *sent += 1;
+        if let Some(window) = window {
+            window.sent(mark, pages, Instant::now());
+        }
+        self.flush_with(Some(mark))?;
+        let Some(window) = window.filter(|_| *sent > ahead) else { return Ok(()) };
+        while !window.wait_for(mark - ahead, STOP_CHECK) {
             if self.shared.stop.load(Ordering::Relaxed) {
                 return Err(CopyError::Stopped);
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     fn flush_if_full(&mut self) -> Result<(), CopyError> {
@@ -370,25 +378,32 @@ impl<M: GuestPages + ?Sized> Worker<M> {
     }
 
     fn flush(&mut self) -> Result<(), CopyError> {
+        self.flush_with(None)
+    }
+
+    /// Sends what is gathered, and `mark` behind it.
+    fn flush_with(&mut self, mark: Option<u64>) -> Result<(), CopyError> {
         if self.shared.stop.load(Ordering::Relaxed) {
             return Err(CopyError::Stopped);
         }
         let frame = self.encoder.finish(&self.shared.wire);
         // Before the bytes, which may have to wait: what was counted is on its way.
         self.shared.counters.add(&self.encoder.take_counts());
-        for part in frame.into_iter().flatten() {
-            self.send(part)?;
+        if frame.is_none() && mark.is_none() {
+            return Ok(());
         }
-        Ok(())
+        let [head, payload] = frame.unwrap_or_default();
+        let mark = mark.map(|mark| self.encoder.mark(mark)).unwrap_or_default();
+        self.send([head, payload, mark])
     }
 
-    fn send(&mut self, bytes: bytes::Bytes) -> Result<(), CopyError> {
-        let length = bytes.len() as u64;
+    fn send(&mut self, frame: FrameParts) -> Result<(), CopyError> {
+        let length = frame.iter().map(bytes::Bytes::len).sum::<usize>() as u64;
         let Shared { limit, flows, stop, .. } = &*self.shared;
         if !self.pacer.wait_for(length, limit, *flows, stop) {
             return Err(CopyError::Stopped);
         }
-        self.flow.send_blocking(bytes)?;
+        self.flow.send_blocking(frame)?;
         self.shared.counters.bytes.fetch_add(length, Ordering::Relaxed);
         Ok(())
     }

@@ -22,6 +22,7 @@ mod owed;
 pub mod ownership;
 mod plan;
 mod protocol;
+mod push_pace;
 pub mod source;
 pub mod target;
 

@@ -1,8 +1,10 @@
 //! What the source owes a guest that runs elsewhere already: each page is sent once, by whoever takes it first.
 
+use crate::push_pace::{Heard, PushPace};
 use std::{
+    collections::VecDeque,
     sync::{
-        Condvar, Mutex, PoisonError,
+        Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -20,6 +22,7 @@ pub(crate) struct OwedPages {
     left: AtomicU64,
     /// The page demanded last: its neighbours are likely to be next.
     near: AtomicU64,
+    pace: PushPace,
 }
 
 impl OwedPages {
@@ -29,6 +32,7 @@ impl OwedPages {
             pages: missing.pages(),
             left: AtomicU64::new(missing.count()),
             near: AtomicU64::new(NOWHERE),
+            pace: PushPace::new(Instant::now()),
         }
     }
 
@@ -55,6 +59,11 @@ impl OwedPages {
         self.left.load(Ordering::Relaxed)
     }
 
+    /// Of all flows together.
+    pub(crate) const fn pace(&self) -> &PushPace {
+        &self.pace
+    }
+
     /// A vCPU waited for page `index`.
     pub(crate) fn note_demand(&self, index: u64) {
         self.near.store(index, Ordering::Relaxed);
@@ -66,82 +75,66 @@ impl OwedPages {
     }
 }
 
-/// How far one flow may push ahead of what the target has placed. Without it whole windows of pushed pages would lie between a
-/// demanded page and the vCPU that waits for it.
+/// What one flow has pushed and the target has not placed.
 #[derive(Debug, Default)]
 pub(crate) struct PushWindow {
-    placed: Mutex<Option<u64>>,
+    state: Mutex<Window>,
     changed: Condvar,
 }
 
+#[derive(Debug, Default)]
+struct Window {
+    placed: Option<u64>,
+    /// Mark, pages before it, and when they were sent.
+    sent: VecDeque<(u64, u64, Instant)>,
+    heard: Heard,
+}
+
 impl PushWindow {
+    fn lock(&self) -> MutexGuard<'_, Window> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A batch of `pages` is about to be sent, and `mark` behind it.
+    pub(crate) fn sent(&self, mark: u64, pages: u64, now: Instant) {
+        self.lock().sent.push_back((mark, pages, now));
+    }
+
     /// The target has placed everything before mark `mark`.
     pub(crate) fn placed(&self, mark: u64) {
-        let mut placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut window, now) = (self.lock(), Instant::now());
+        let Window { placed, sent, heard } = &mut *window;
         *placed = (*placed).max(Some(mark));
+        let arrived = sent.iter().take_while(|(of, ..)| *of <= mark).count();
+        for (_, pages, at) in sent.drain(..arrived) {
+            heard.pages += pages;
+            heard.least = heard.least.into_iter().chain([now.saturating_duration_since(at)]).min();
+        }
+        drop(window);
         self.changed.notify_all();
+    }
+
+    /// Batches that were sent and are not placed.
+    pub(crate) fn on_the_way(&self) -> usize {
+        self.lock().sent.len()
+    }
+
+    /// What was placed since this was asked last.
+    pub(crate) fn heard(&self) -> Heard {
+        std::mem::take(&mut self.lock().heard)
     }
 
     /// Waits until mark `mark` is placed, or `patience` is over.
     pub(crate) fn wait_for(&self, mark: u64, patience: Duration) -> bool {
-        let placed = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = self.changed.wait_timeout_while(placed, patience, |placed| placed.is_none_or(|at| at < mark));
+        let not_yet = |window: &mut Window| window.placed.is_none_or(|at| at < mark);
+        let result = self.changed.wait_timeout_while(self.lock(), patience, not_yet);
         result.map_or_else(|poisoned| !poisoned.into_inner().1.timed_out(), |(_, timeout)| !timeout.timed_out())
-    }
-}
-
-/// How many pages one flow pushes at a time: what the path carries in a millisecond. More would be a queue in front of demanded pages,
-/// on a bottleneck that both share; fewer would not fill the path.
-#[derive(Debug)]
-pub(crate) struct PushPace {
-    pages: f64,
-    last: Instant,
-}
-
-const PUSH_TIME: Duration = Duration::from_millis(1);
-const PUSH_PAGES: std::ops::RangeInclusive<f64> = 8.0..=64.0;
-
-impl PushPace {
-    pub(crate) fn new() -> Self {
-        Self { pages: 16.0, last: Instant::now() }
-    }
-
-    /// Pages of the next batch.
-    pub(crate) const fn pages(&self) -> u64 {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 8 and 64")]
-        let pages = self.pages as u64;
-        pages
-    }
-
-    /// A batch went out, `now`, after waiting for the target or not.
-    pub(crate) fn pushed(&mut self, waited: bool, now: Instant) {
-        let took = now.saturating_duration_since(std::mem::replace(&mut self.last, now));
-        let ratio = PUSH_TIME.as_secs_f64() / took.as_secs_f64().max(1e-6);
-        // Without a wait the target keeps up; with one, its pace is the path's. Half-way each time: single times are noise.
-        let factor = if waited { ratio.clamp(0.5, 2.0).sqrt() } else { 1.1 };
-        self.pages = (self.pages * factor).clamp(*PUSH_PAGES.start(), *PUSH_PAGES.end());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn batches_become_what_the_path_carries_in_a_millisecond() {
-        let mut pace = PushPace::new();
-        let mut now = Instant::now();
-        for _ in 0..50 {
-            // 28 pages a millisecond.
-            now += Duration::from_secs_f64(pace.pages() as f64 / 28_000.0);
-            pace.pushed(true, now);
-        }
-        assert!((25..=30).contains(&pace.pages()), "{pace:?}");
-        for _ in 0..50 {
-            pace.pushed(false, now);
-        }
-        assert_eq!(pace.pages(), 64);
-    }
 
     #[test]
     fn a_page_is_taken_once() {
@@ -163,5 +156,16 @@ mod tests {
         window.placed(1);
         assert!(window.wait_for(3, Duration::from_millis(1)));
         assert!(!window.wait_for(4, Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn a_window_tells_what_was_placed_once() {
+        let (window, now) = (PushWindow::default(), Instant::now());
+        (0..4).for_each(|mark| window.sent(mark, 16, now));
+        window.placed(2);
+        assert_eq!(window.on_the_way(), 1);
+        let Heard { pages, least } = window.heard();
+        assert!(pages == 48 && least.is_some());
+        assert_eq!(window.heard(), Heard::default());
     }
 }

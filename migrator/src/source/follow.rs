@@ -10,9 +10,9 @@ use vmotion_transport::{
 
 /// Mark on every flow after the last pushed page.
 pub(super) const LAST_MARK: u64 = u64::MAX - 1;
-/// Pushed batches, about a millisecond's worth each, that a flow has on the way on a path without delay: two on their way, one
-/// being placed.
-const AHEAD_MIN: u64 = 2;
+/// Pushed batches, about 0.7 ms of the path each, that a flow has on the way on a path without delay, at most: their rate keeps the path
+/// busy without a queue, this is for when something stands still.
+const AHEAD_MIN: u64 = 6;
 /// Batches more for each ms of round-trip time. They hold 64 pages at most, which is not a millisecond's worth of a fast path.
 const AHEAD_PER_MS: f64 = 3.0;
 /// 512 MiB on the way are enough for any path.

@@ -9,6 +9,7 @@ use crate::{
     source::{ask_until_answered, ms_between, process_cpu_s},
 };
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -337,20 +338,24 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
                 () = self.all_here.notified() => break,
                 arrival = inbox.recv() => arrival,
             };
-            match arrival {
-                Some(Arrival::Mark { flow, mark }) => {
-                    let flow = u8::try_from(flow).unwrap_or(u8::MAX);
-                    let Some(session) = &mut self.session else {
-                        return Event::Failed("there is no session".to_owned());
-                    };
-                    if let Err(error) = session.sender.send(&ToSource::Pushed { flow, mark }).await {
-                        return Event::Failed(error_chain(&error));
-                    }
+            let Some(arrival) = arrival else { return Event::Failed("the session ended".to_owned()) };
+            let mut placed = BTreeMap::new();
+            let more = std::iter::from_fn(|| inbox.try_recv().ok());
+            for arrival in std::iter::once(arrival).chain(more) {
+                match arrival {
+                    // Only the last of each flow: it says everything about those before it.
+                    Arrival::Mark { flow, mark } => drop(placed.insert(flow, mark)),
+                    Arrival::Message(ToTarget::Abort(error)) => return Event::Failed(error.to_string()),
+                    Arrival::Lost(reason) => return Event::Failed(reason),
+                    Arrival::Message(_) | Arrival::State { .. } => {}
                 }
-                Some(Arrival::Message(ToTarget::Abort(error))) => return Event::Failed(error.to_string()),
-                Some(Arrival::Lost(reason)) => return Event::Failed(reason),
-                Some(Arrival::Message(_) | Arrival::State { .. }) => {}
-                None => return Event::Failed("the session ended".to_owned()),
+            }
+            let Some(session) = &mut self.session else { return Event::Failed("there is no session".to_owned()) };
+            for (flow, mark) in placed {
+                let pushed = ToSource::Pushed { flow: u8::try_from(flow).unwrap_or(u8::MAX), mark };
+                if let Err(error) = session.sender.send(&pushed).await {
+                    return Event::Failed(error_chain(&error));
+                }
             }
         }
         let report = FollowReport { duration_ms: ms_between(began, Instant::now()), ..self.machine.followed() };

@@ -6,28 +6,32 @@ use bytes::Bytes;
 use std::{sync::Arc, time::Instant};
 use tokio::sync::mpsc;
 
-/// Batches between the encoding thread and the connection. Enough to keep the connection busy while the next batch is
+/// Frames between the encoding thread and the connection. Enough to keep the connection busy while the next batch is
 /// made, few enough that a pause is not spent waiting for a backlog.
-const QUEUE_FRAMES: usize = 8;
+const QUEUE_FRAMES: usize = 4;
 /// Packets' worth of data taken at a time at the target.
 const READ_CHUNKS: usize = 64;
+
+/// What is written at once: head and payload of a frame, and a mark behind it; each may be empty. A write for each would wake the
+/// connection three times, and put the few bytes of the head into a packet of their own.
+pub type FrameParts = [Bytes; 3];
 
 /// The source's end of a flow: a bounded queue into a task that writes. Back-pressure reaches the encoding thread by its
 /// blocking on the queue.
 #[derive(Debug)]
 pub struct FlowSender {
-    queue: mpsc::Sender<Bytes>,
+    queue: mpsc::Sender<FrameParts>,
     writer: tokio::task::JoinHandle<Result<(), SessionError>>,
 }
 
 impl FlowSender {
     pub(super) fn start(mut stream: quinn::SendStream, wire: Arc<WireCost>) -> Self {
-        let (queue, mut frames) = mpsc::channel::<Bytes>(QUEUE_FRAMES);
+        let (queue, mut frames) = mpsc::channel::<FrameParts>(QUEUE_FRAMES);
         let writer = tokio::spawn(async move {
-            while let Some(frame) = frames.recv().await {
-                let bytes = frame.len() as u64;
+            while let Some(mut frame) = frames.recv().await {
+                let bytes = frame.iter().map(Bytes::len).sum::<usize>() as u64;
                 let start = Instant::now();
-                stream.write_chunk(frame).await?;
+                stream.write_all_chunks(&mut frame).await?;
                 // Small frames say more about scheduling than about the link.
                 if bytes >= 16 << 10 {
                     wire.record(bytes, u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
@@ -39,12 +43,12 @@ impl FlowSender {
         Self { queue, writer }
     }
 
-    /// Hands bytes to the flow from an ordinary thread, waiting while the queue is full.
+    /// Hands a frame to the flow from an ordinary thread, waiting while the queue is full.
     ///
     /// # Errors
     /// [`SessionError::Lost`] when the flow's connection is gone.
-    pub fn send_blocking(&self, bytes: Bytes) -> Result<(), SessionError> {
-        self.queue.blocking_send(bytes).map_err(|_| SessionError::Lost("a page flow ended".to_owned()))
+    pub fn send_blocking(&self, frame: FrameParts) -> Result<(), SessionError> {
+        self.queue.blocking_send(frame).map_err(|_| SessionError::Lost("a page flow ended".to_owned()))
     }
 
     /// Ends the flow and waits until the transport has taken everything.

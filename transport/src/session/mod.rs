@@ -26,7 +26,7 @@ mod tests;
 
 pub use control::{ControlReceiver, ControlSender, STATE_BYTES_MAX, StateReceiver};
 pub use demand::{DemandLane, DemandSender, DemandServer};
-pub use flow::{FlowReceiver, FlowSender};
+pub use flow::{FlowReceiver, FlowSender, FrameParts};
 pub use hello::{
     FEATURE_POST_COPY, Hello, TargetFacts, WIRE_VERSION_MAX, WIRE_VERSION_MIN, Welcome, WireError, WireErrorCode,
 };

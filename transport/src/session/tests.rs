@@ -5,6 +5,7 @@ use crate::{
     pki::Authority,
     tuning::Tuning,
 };
+use bytes::Bytes;
 use std::{
     collections::BTreeSet,
     net::{SocketAddr, UdpSocket},
@@ -133,13 +134,12 @@ async fn pages_messages_and_state_cross_a_session() {
             for index in (0..1024u64).filter(|index| index % 2 == number) {
                 encoder.push(index, &known, |page| page.fill(u8::try_from(index % 251).unwrap()));
                 if encoder.is_full() {
-                    for part in encoder.finish(&WireCost::default()).unwrap() {
-                        flow.send_blocking(part).unwrap();
-                    }
+                    let [head, payload] = encoder.finish(&WireCost::default()).unwrap();
+                    flow.send_blocking([head, payload, Bytes::new()]).unwrap();
                 }
             }
-            for part in encoder.finish(&WireCost::default()).into_iter().flatten() {
-                flow.send_blocking(part).unwrap();
+            if let Some([head, payload]) = encoder.finish(&WireCost::default()) {
+                flow.send_blocking([head, payload, Bytes::new()]).unwrap();
             }
             flow
         })
