@@ -69,6 +69,9 @@ const UNPAYING_ROUNDS: u32 = 2;
 const PROGRESS_RATIO: f64 = 0.97;
 /// Rounds without progress and outside the limit before giving up.
 const STALLED_ROUNDS_MAX: u32 = 6;
+/// A round that takes so many times what its pages need, and this much more, in ms, has waited for a path that was gone.
+const GONE_RATIO: f64 = 4.0;
+const GONE_MS: f64 = 1000.0;
 /// Rounds smaller than this say more about fixed costs than about the path.
 const PAGES_FOR_RATE: u64 = 1024;
 
@@ -120,6 +123,11 @@ impl Convergence {
         self.rounds += 1;
         let ms = (round.duration.as_secs_f64() * 1000.0).max(0.001);
         self.elapsed_ms += ms;
+        if self.pages_per_ms.is_some() && ms > GONE_MS + GONE_RATIO * self.copying_ms(round.pages) {
+            // What was dirtied meanwhile is no sign of a guest that does not converge: rounds shrink anew from here.
+            self.remaining_before = None;
+            (self.unpaying_rounds, self.stalled_rounds, self.least_remaining) = (0, 0, f64::INFINITY);
+        }
         if round.pages > 0 && (round.pages >= PAGES_FOR_RATE || self.pages_per_ms.is_none()) {
             // The last page's way is not the path's pace.
             let way_ms = (round.rtt.as_secs_f64() * 1000.0).min(ms * WAY_SHARE_MAX);
@@ -240,5 +248,23 @@ mod tests {
                 prop_assert!(predicted_ms <= f64::from(limit));
             }
         }
+    }
+
+    #[test]
+    fn a_path_that_was_gone_for_a_while_is_no_reason_to_give_up() {
+        let mut rule = Convergence::new(300, 60);
+        let round = |pages, ms, remaining_pages| RoundReport {
+            pages,
+            duration: Duration::from_millis(ms),
+            remaining_pages,
+            rtt: Duration::from_millis(1),
+        };
+        // At the floor for long, then ten seconds without a path.
+        rule.after_round(&round(24_000, 4000, 1000));
+        for _ in 0..5 {
+            rule.after_round(&round(12, 3, 12));
+        }
+        assert_eq!(rule.after_round(&round(12, 15_000, 4000)), Decision::NextRound);
+        assert_eq!(rule.after_round(&round(4000, 700, 180)), Decision::NextRound);
     }
 }

@@ -1,7 +1,8 @@
 //! Every interleaving of the two state machines, a store and a hostile world: messages lost (session cut), the store's
-//! answers lost, either process killed, cancel at any time. Exhaustive, by breadth-first search.
+//! answers lost, either process killed, cancel at any time, offers taken back. Exhaustive, by breadth-first search.
 //!
-//! Checked: never two running copies; a machine is never without a runner for ever while its owner's process lives.
+//! Checked: never two running copies; a machine is never without a runner for ever while its owner's process lives; nobody runs or
+//! asks for a machine by an epoch that was not won.
 
 use crate::{
     convergence::{Convergence, RoundReport},
@@ -17,15 +18,29 @@ use std::{
 };
 use vmotion_model::Strategy;
 
-/// The store's record, reduced to what matters.
+/// The store's record, reduced to what matters: whose the machine is, and changes of the record so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Record {
-    /// (source, e): undecided.
-    Source,
-    /// (target, e+1).
-    Target,
-    /// (source, e+1).
-    Reclaimed,
+struct Record {
+    target: bool,
+    epoch: u8,
+}
+
+impl Record {
+    /// `(source, epoch)` is replaced by the next epoch of `target`, or of the source. Is it that now?
+    fn compare_and_set(&mut self, epoch: u8, target: bool) -> bool {
+        let wanted = Self { target, epoch: epoch + 1 };
+        if *self == (Self { target: false, epoch }) {
+            *self = wanted;
+        }
+        *self == wanted
+    }
+}
+
+/// What the source says on the control stream, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum ToTarget {
+    Offer { epoch: u8, owed: bool },
+    Renew(u8),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -34,22 +49,27 @@ struct World {
     source: Option<Source<Token>>,
     target: Option<Target>,
     record: Record,
+    /// The epoch that the source has, and the one that the target would take the machine over from.
+    source_epoch: u8,
+    target_epoch: u8,
     session: bool,
     /// An effect of the source that waits to be done; at most one is ever outstanding.
     source_todo: Vec<SourceEffect<Token>>,
     target_todo: Option<TargetEffect>,
     /// Messages in flight.
-    offer: bool,
+    to_target: Vec<ToTarget>,
     commit: bool,
     refusal: bool,
     all_here: bool,
     /// The guest runs at the source / the target.
     runs_source: bool,
     runs_target: bool,
-    /// Pages were missing at the offer.
-    owed: bool,
+    /// The target has heard an offer, and waits for the last pages; with pages missing or not.
+    heard: Option<bool>,
     /// The first round was judged.
     surveyed: bool,
+    /// The target was told what does not fit together.
+    confused: bool,
     /// Kills and cuts left.
     faults: u8,
 }
@@ -71,7 +91,9 @@ enum Action {
     /// The store applied the request, but the answer was lost: it will be asked again.
     TargetTakesAnswerLost,
     SourceReclaimsAnswerLost,
-    DeliverOffer,
+    TargetHears,
+    /// All that comes before the offer has arrived.
+    LastPagesArrive,
     DeliverCommit,
     DeliverRefusal,
     /// The last missing page arrives.
@@ -130,19 +152,41 @@ impl World {
             SourceEffect::SendLast | SourceEffect::HandOver => self.source_event(SourceEvent::LastSent),
             SourceEffect::Serve | SourceEffect::PushRest | SourceEffect::CutShort => {}
             SourceEffect::SendOffer => {
-                self.offer = self.session;
-                self.owed = matches!(self.source, Some(Source::Offered { owes: true, .. }));
+                let owed = matches!(self.source, Some(Source::Offered { owes: true, .. }));
+                self.tell(ToTarget::Offer { epoch: self.source_epoch, owed });
+            }
+            SourceEffect::Renew => {
+                self.source_epoch += 1;
+                self.tell(ToTarget::Renew(self.source_epoch));
             }
             SourceEffect::Resume(_) | SourceEffect::Thaw(_) => self.runs_source = true,
             SourceEffect::Reclaim => {
-                if self.record == Record::Source {
-                    self.record = Record::Reclaimed;
-                }
-                let ours = self.record == Record::Reclaimed;
+                let ours = self.record.compare_and_set(self.source_epoch, false);
                 self.source_event(if ours { SourceEvent::RecordOurs } else { SourceEvent::RecordTheirs });
             }
             SourceEffect::Destroy(_) => {}
             SourceEffect::CleanUp => self.session = false,
+        }
+    }
+
+    fn tell(&mut self, message: ToTarget) {
+        if self.session {
+            self.to_target.push(message);
+        }
+    }
+
+    fn target_hears(&mut self, message: ToTarget) {
+        if self.target != Some(Target::Filling) {
+            return;
+        }
+        match message {
+            ToTarget::Offer { epoch, owed } if epoch == self.target_epoch => self.heard = Some(owed),
+            ToTarget::Renew(epoch) if epoch == self.target_epoch + 1 => {
+                self.target_epoch = epoch;
+                self.heard = None;
+            }
+            // Does not happen; the property about what is discarded would not hold.
+            ToTarget::Offer { .. } | ToTarget::Renew(_) => self.confused = true,
         }
     }
 
@@ -154,10 +198,7 @@ impl World {
         match self.target_todo.take() {
             Some(TargetEffect::Load { .. }) => self.target_event(TargetEvent::Loaded),
             Some(TargetEffect::Take) => {
-                if self.record == Record::Source {
-                    self.record = Record::Target;
-                }
-                let ours = self.record == Record::Target;
+                let ours = self.record.compare_and_set(self.target_epoch, true);
                 self.target_event(if ours { TargetEvent::RecordOurs } else { TargetEvent::RecordTheirs });
             }
             Some(TargetEffect::Run | TargetEffect::Pull) => {
@@ -179,23 +220,26 @@ impl Model for Moves {
         let mut world = World {
             source: Some(Source::new(Plan::new(self.strategy, Convergence::new(300, 60)))),
             target: Some(Target::Empty),
-            record: Record::Source,
+            record: Record { target: false, epoch: 0 },
+            source_epoch: 0,
+            target_epoch: 0,
             session: true,
             source_todo: Vec::new(),
             target_todo: None,
-            offer: false,
+            to_target: Vec::new(),
             commit: false,
             refusal: false,
             all_here: false,
             runs_source: true,
             runs_target: false,
-            owed: false,
+            heard: None,
             surveyed: false,
+            confused: false,
             faults: 2,
         };
         world.target_event(TargetEvent::Built);
         world.target_event(TargetEvent::Opened);
-        world.source_event(SourceEvent::Opened { follows: true });
+        world.source_event(SourceEvent::Opened { follows: true, renews: true });
         vec![world]
     }
 
@@ -242,8 +286,11 @@ impl Model for Moves {
         if world.all_here {
             actions.push(Action::DeliverAllHere);
         }
-        if world.offer {
-            actions.push(Action::DeliverOffer);
+        if !world.to_target.is_empty() {
+            actions.push(Action::TargetHears);
+        }
+        if world.heard.is_some() && world.target == Some(Target::Filling) {
+            actions.push(Action::LastPagesArrive);
         }
         if world.commit {
             actions.push(Action::DeliverCommit);
@@ -273,18 +320,18 @@ impl Model for Moves {
             Action::SourceEvent(reason) => next.source_event(SourceEvent::Failed(reason.to_owned())),
             Action::TargetDoes => next.target_does(),
             Action::TargetTakesAnswerLost => {
-                if next.record == Record::Source {
-                    next.record = Record::Target;
-                }
+                next.record.compare_and_set(next.target_epoch, true);
             }
             Action::SourceReclaimsAnswerLost => {
-                if next.record == Record::Source {
-                    next.record = Record::Reclaimed;
-                }
+                next.record.compare_and_set(next.source_epoch, false);
             }
-            Action::DeliverOffer => {
-                next.offer = false;
-                next.target_event(TargetEvent::AllArrived { owed: next.owed });
+            Action::TargetHears => {
+                let message = next.to_target.remove(0);
+                next.target_hears(message);
+            }
+            Action::LastPagesArrive => {
+                let owed = next.heard.take()?;
+                next.target_event(TargetEvent::AllArrived { owed });
             }
             Action::DeliverCommit => {
                 next.commit = false;
@@ -307,7 +354,8 @@ impl Model for Moves {
             Action::Cut => {
                 next.faults -= 1;
                 next.session = false;
-                (next.offer, next.commit, next.refusal, next.all_here) = (false, false, false, false);
+                next.to_target.clear();
+                (next.commit, next.refusal, next.all_here) = (false, false, false);
             }
             Action::KillSource => {
                 next.faults -= 1;
@@ -331,31 +379,37 @@ impl Model for Moves {
         vec![
             Property::always("never two running copies", |_, world: &World| !(world.runs_source && world.runs_target)),
             Property::always("a copy runs only where the record says", |_, world: &World| {
-                let source_may = world.record != Record::Target;
-                let target_may = world.record == Record::Target;
-                (!world.runs_source || source_may) && (!world.runs_target || target_may)
+                (!world.runs_source || !world.record.target) && (!world.runs_target || world.record.target)
+            }),
+            Property::always("whoever runs has won the epoch it believes in", |_, world: &World| {
+                let Record { target, epoch } = world.record;
+                // The source may have won without having heard of it.
+                let at_source = target || (world.source_epoch..=world.source_epoch + 1).contains(&epoch);
+                let at_target = !world.runs_target || epoch == world.target_epoch + 1;
+                at_source && at_target && world.target_epoch <= world.source_epoch && !world.confused
             }),
             Property::always(
                 "a settled world has its guest running at the owner, if its process lives",
                 |_, world: &World| {
                     let source_settled = world.source_todo.is_empty();
                     let target_settled = world.target_todo.is_none();
-                    let nothing_in_flight = !world.offer && !world.commit && !world.refusal;
+                    let nothing_in_flight =
+                        world.to_target.is_empty() && world.heard.is_none() && !world.commit && !world.refusal;
                     if !(source_settled && target_settled && nothing_in_flight) {
                         return true;
                     }
-                    match world.record {
+                    if world.record.target {
                         // Stranded: the pages that were missing died with the source or the path. Only then, and never silently.
-                        Record::Target => match &world.target {
+                        return match &world.target {
                             None => true,
                             Some(Target::Stranded { .. } | Target::Pulling) if !world.session => true,
                             Some(_) => world.runs_target,
-                        },
+                        };
+                    }
+                    match &world.source {
                         // An offered source without an answer still has its deadline ("overdue"), so it is not settled.
-                        Record::Source | Record::Reclaimed => match &world.source {
-                            None | Some(Source::Offered { .. }) => true,
-                            Some(_) => world.runs_source,
-                        },
+                        None | Some(Source::Offered { .. }) => true,
+                        Some(_) => world.runs_source,
                     }
                 },
             ),
@@ -366,6 +420,9 @@ impl Model for Moves {
             }),
             Property::sometimes("a move succeeds", |_, world: &World| {
                 world.runs_target && matches!(world.source, Some(Source::Released))
+            }),
+            Property::sometimes("a move succeeds after a renewal", |_, world: &World| {
+                world.runs_target && matches!(world.source, Some(Source::Released)) && world.record.epoch > 1
             }),
             Property::always("a machine is stranded only when something was lost", |_, world: &World| {
                 let at_source = matches!(world.source, Some(Source::Stranded { .. }));

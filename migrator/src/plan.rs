@@ -46,6 +46,8 @@ pub struct Plan {
     deadline_ms: Option<u64>,
     /// Some of memory is copied first even where none of it needs to be: what the path and the guest do must be seen.
     surveys: bool,
+    /// An offer that was not heard can be taken back, and the move goes on.
+    renews: bool,
 }
 
 impl Plan {
@@ -53,7 +55,7 @@ impl Plan {
     #[must_use]
     pub const fn new(strategy: Strategy, rule: Convergence) -> Self {
         let handing_over = matches!(strategy, Strategy::Postcopy);
-        Self { strategy, rule, begun_with: None, handing_over, deadline_ms: None, surveys: false }
+        Self { strategy, rule, begun_with: None, handing_over, deadline_ms: None, surveys: false, renews: false }
     }
 
     /// The same, to be over `deadline_ms` after its beginning.
@@ -66,6 +68,18 @@ impl Plan {
     #[must_use]
     pub const fn with_survey(self, surveys: bool) -> Self {
         Self { surveys, ..self }
+    }
+
+    /// The same, with a target that understands that an offer is taken back and the move goes on.
+    #[must_use]
+    pub const fn with_renewal(self, renews: bool) -> Self {
+        Self { renews, ..self }
+    }
+
+    /// Can an offer that was not heard be taken back, and the move go on?
+    #[must_use]
+    pub const fn renews(&self) -> bool {
+        self.renews
     }
 
     /// The same for a guest that writes as fast as the path carries: it is handed over.

@@ -29,6 +29,12 @@ pub(crate) enum ToTarget {
     },
     /// The move is off.
     Abort(WireError),
+    /// The offer before this is off: the source has won the record back. The move goes on, and this is the record that its next
+    /// offer is about. Since wire version 2.
+    Renew {
+        /// The record as the source has it now.
+        expected: OwnerRecord,
+    },
 }
 
 /// Target to source.

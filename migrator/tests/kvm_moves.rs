@@ -162,6 +162,7 @@ impl Bench {
             listener,
             options: TargetOptions {
                 expected: record.clone(),
+                renewals: tokio::sync::watch::Sender::new(record.epoch),
                 host: host(to),
                 ticket: ticket.clone(),
                 facts: TargetFacts {
@@ -182,6 +183,7 @@ impl Bench {
             store: Arc::clone(&self.record),
             identity: Arc::clone(&self.identities[from]),
             options: SourceOptions {
+                renewals: tokio::sync::watch::Sender::new(record.epoch),
                 target: host(to),
                 address,
                 local: None,

@@ -23,7 +23,7 @@ use vmotion_migrator::{
     target::{TargetMove, TargetOptions, TargetOutcome},
 };
 use vmotion_model::{
-    ApiError, ErrorCode, MachineState, MoveId, MoveLimit, MoveOutcome, OwnerRecord, OwnerState, error_chain,
+    ApiError, Epoch, ErrorCode, MachineState, MoveId, MoveLimit, MoveOutcome, OwnerRecord, OwnerState, error_chain,
 };
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
@@ -48,6 +48,8 @@ pub(super) struct Life {
     arrival: tokio_util::sync::CancellationToken,
     /// The state an arrival has entered.
     arrival_state: watch::Sender<&'static str>,
+    /// The epoch that an arrival would be taken over from.
+    arrives_from: watch::Sender<Epoch>,
     /// Offset at which console output of this stay begins, once known.
     console_begins: watch::Sender<Option<u64>>,
     end: Notify,
@@ -145,6 +147,7 @@ fn build(directory: &MachineDirectory, launch: &Launch) -> Result<Life, String> 
         outgoing: Mutex::new(None),
         arrival: tokio_util::sync::CancellationToken::new(),
         arrival_state: watch::Sender::new("empty"),
+        arrives_from: watch::Sender::new(launch.epoch),
         console_begins: watch::Sender::new(None),
         end: Notify::new(),
     })
@@ -242,6 +245,7 @@ impl Life {
         };
         let options = TargetOptions {
             expected: record,
+            renewals: self.arrives_from.clone(),
             host: self.launch.host.clone(),
             ticket,
             facts,
@@ -312,7 +316,7 @@ impl Life {
             if state.state == MachineState::Incoming {
                 state.state = MachineState::Running;
             }
-            state.epoch = self.launch.epoch.next();
+            state.epoch = self.arrives_from.borrow().next();
         }
     }
 
@@ -386,6 +390,12 @@ impl Life {
             state.state = MachineState::Moving;
             state.move_id = Some(id.clone());
         });
+    }
+
+    /// A move away goes on with an epoch that was won on the way.
+    pub(super) fn move_renewed(&self, epoch: Epoch) {
+        // The move may have ended meanwhile, with another.
+        self.change(|state| state.epoch = state.epoch.max(epoch));
     }
 
     /// A move away ended: the machine is gone, or runs on here.

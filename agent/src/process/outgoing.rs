@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vmotion_api::{MoveReport, OutgoingRequest};
 use vmotion_machine::STATE_VERSION;
@@ -16,7 +17,7 @@ use vmotion_migrator::{
     BandwidthLimit, KvmSource, Plan,
     source::{SourceMove, SourceOptions},
 };
-use vmotion_model::{MoveId, MoveLimit, PAGE_SIZE, Strategy};
+use vmotion_model::{Epoch, MoveId, MoveLimit, PAGE_SIZE, Strategy};
 use vmotion_transport::session::{FEATURE_POST_COPY, Hello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
 
 /// A move away that runs or ran.
@@ -38,12 +39,20 @@ impl Outgoing {
         });
         let running = Arc::clone(&outgoing);
         life.move_began(&request.move_id);
+        let (renewals, mut renewed) = watch::channel(request.record.epoch);
+        let keeper = Arc::clone(&life);
+        tokio::spawn(async move {
+            while renewed.changed().await.is_ok() {
+                let epoch = *renewed.borrow_and_update();
+                keeper.move_renewed(epoch);
+            }
+        });
         tokio::spawn(async move {
             let source = SourceMove {
                 machine: Arc::new(KvmSource::new(Arc::clone(&life.machine))),
                 store: Arc::clone(&life.store),
                 identity: Arc::clone(&life.identity),
-                options: options(&life, request, Arc::clone(&running.limit)),
+                options: options(&life, request, renewals, Arc::clone(&running.limit)),
             };
             let heard = Arc::clone(&running);
             let progress = move |progress| lock(&heard.report).progress = Some(progress);
@@ -80,7 +89,12 @@ impl Outgoing {
     }
 }
 
-fn options(life: &Life, request: OutgoingRequest, limit: Arc<BandwidthLimit>) -> SourceOptions {
+fn options(
+    life: &Life,
+    request: OutgoingRequest,
+    renewals: watch::Sender<Epoch>,
+    limit: Arc<BandwidthLimit>,
+) -> SourceOptions {
     let OutgoingRequest { move_id, record, target, address, ticket, request, accuracy } = request;
     let mut tuning = life.launch.tuning();
     if let Some(ms) = request.give_up_after_ms {
@@ -100,7 +114,7 @@ fn options(life: &Life, request: OutgoingRequest, limit: Arc<BandwidthLimit>) ->
         epoch: record.epoch,
         flows: tuning.flows,
     };
-    SourceOptions { record, target, address, local: None, ticket, hello, request, tuning, accuracy, limit }
+    SourceOptions { record, renewals, target, address, local: None, ticket, hello, request, tuning, accuracy, limit }
 }
 
 /// What this source asks of its target.

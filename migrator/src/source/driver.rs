@@ -3,8 +3,10 @@
 //! One loop owns the state. Effects that take time run as tasks and come back as events, so a cancellation or a lost
 //! session is seen at once. Between pause and offer the loop itself works, against a deadline.
 
+mod report;
+
 use super::{
-    follow,
+    follow::{self, Owing},
     foresight::Foresight,
     pace::Pace,
     state::{Abort, Effect, Event, Source, Verdict},
@@ -33,15 +35,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use vmotion_dirty_tracking::{DirtyEstimator, PageBitmap};
 use vmotion_model::{
-    Accuracy, DigestReport, FollowReport, HostName, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary,
-    OwnerRecord, error_chain,
+    Accuracy, Epoch, FollowReport, HostName, MoveProgress, MoveRequest, MoveSummary, OwnerRecord, error_chain,
 };
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
     pages::PageHasher,
     session::{
-        ConnectOptions, ControlSender, DemandServer, Hello, MoveTicket, PathStats, SourceSession, WireError,
-        WireErrorCode,
+        ConnectOptions, ControlSender, DemandServer, Hello, MoveTicket, PathStats, SourceSession, WIRE_VERSION_RENEWAL,
+        WireError, WireErrorCode,
     },
 };
 
@@ -57,6 +58,8 @@ const VERIFY_GRACE: Duration = Duration::from_secs(60);
 pub struct SourceOptions {
     /// The record as it is: machine, epoch, and us.
     pub record: OwnerRecord,
+    /// Hears of the epoch that is won when an offer is taken back and the move goes on: the machine runs here with that one then.
+    pub renewals: watch::Sender<Epoch>,
     /// Where to.
     pub target: HostName,
     /// The target process's UDP address.
@@ -125,6 +128,7 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
             foresight,
             remaining: 0,
             owed: None,
+            owing: Owing::default(),
             final_mark: None,
             follow: None,
             deadline: None,
@@ -176,6 +180,8 @@ struct Driver<M: SourceMachine, O> {
     remaining: u64,
     /// What follows the guest.
     owed: Option<Arc<OwedPages>>,
+    /// The same as far as the target may ask for it.
+    owing: Owing,
     /// Of the last pause.
     final_mark: Option<u64>,
     follow: Option<FollowReport>,
@@ -294,8 +300,9 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
             Message::Event(event) => event,
             Message::Opened(session) => {
                 let follows = session.demand.is_some();
+                let renews = session.welcome.version >= WIRE_VERSION_RENEWAL;
                 self.keep_session(*session);
-                Event::Opened { follows }
+                Event::Opened { follows, renews }
             }
             Message::RoundDone { mut report, hopeless, remaining } => {
                 self.timeline.round(self.rounds, &report, self.counters.pages(), self.counters.bytes());
@@ -454,6 +461,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                 self.timeline.decided = Some(Instant::now());
                 None
             }
+            Effect::Renew => self.renew().await,
             // What is left of the machine goes with its process; it must only never run again.
             Effect::Destroy(frozen) => {
                 drop(frozen);
@@ -615,10 +623,12 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
 
     /// Answers demands from now on. The guest stands still, so any page can be sent at any time.
     fn serve(&mut self) {
-        let (Some(session), Some(owed)) = (&mut self.session, &self.owed) else { return };
+        self.owing.set(self.owed.clone());
+        let Some(session) = &mut self.session else { return };
+        // Served already, since an earlier offer that was taken back.
         let (Some(server), Some(copier)) = (session.demand.take(), session.copier.clone()) else { return };
-        let (owed, hasher, events) = (Arc::clone(owed), self.hasher.clone(), self.events.clone());
-        let serving = server.runtime().spawn(async move { follow::serve(server, &copier, &owed, hasher).await });
+        let (owing, hasher, events) = (self.owing.clone(), self.hasher.clone(), self.events.clone());
+        let serving = server.runtime().spawn(async move { follow::serve(server, &copier, &owing, hasher).await });
         // Not there: the lane's thread ends with the lane, and what it has to say of that would end with it.
         tokio::spawn(async move {
             if let Err(reason) = serving.await.unwrap_or_else(|error| Err(error.to_string())) {
@@ -658,6 +668,26 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         });
     }
 
+    /// The record was won back and the session is not known to be lost: the move goes on from what has arrived. The target hears of it
+    /// when the path is back, in the order in which this was said: after the offer that is off, before the next one.
+    async fn renew(&mut self) -> Option<Event<M::Paused>> {
+        let record = &mut self.options.record;
+        *record = record.handed_to(&record.owner);
+        let expected = record.clone();
+        self.options.renewals.send_replace(expected.epoch);
+        // What the target asks for now it asks for by the offer that is off: it will find that it cannot have the machine.
+        self.owing.set(None);
+        self.remaining = self.last.as_ref().map_or(0, |pages| pages.count());
+        self.timeline.decided = None;
+        self.timeline.event("renewed");
+        let session = self.session.as_mut()?;
+        if let Err(error) = session.sender.send(&ToTarget::Renew { expected }).await {
+            return Some(Event::Failed(error_chain(&error)));
+        }
+        // It came when nothing could be done about it.
+        self.cancel.is_cancelled().then_some(Event::Cancel)
+    }
+
     /// Tells the target why before anything it would take for a lost session happens; leaves no tracking.
     async fn clean_up(&mut self, state: &Source<M::Paused>) {
         self.foresight.let_go();
@@ -682,80 +712,5 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         drop(session.copier.take());
         self.rate.udp_bytes = session.stats.udp_bytes_sent();
         session.stats.close("the move is over");
-    }
-
-    fn progress(&mut self, state: &Source<M::Paused>) -> MoveProgress {
-        let phase = match state {
-            Source::Idle { .. } | Source::Negotiated { .. } => MovePhase::Preparing,
-            Source::Copying { .. } => MovePhase::Copying,
-            Source::Paused { .. } | Source::Offered { .. } => MovePhase::SwitchingOver,
-            Source::Serving { .. } => MovePhase::Following,
-            Source::Released | Source::Reclaimed { .. } | Source::Aborted { .. } | Source::Stranded { .. } => {
-                MovePhase::Finished
-            }
-        };
-        let dirty_pages_per_s = lock(&self.estimator).estimate().map_or(0.0, |estimate| estimate.pages_per_second);
-        let remaining = match &self.owed {
-            Some(owed) => owed.left(),
-            None => self.remaining.saturating_sub(self.counters.done()),
-        };
-        let eta_ms = match state {
-            Source::Copying { plan, .. } => {
-                let rule = plan.rule();
-                rule.eta_ms(remaining, dirty_pages_per_s)
-            }
-            _ => None,
-        };
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate of pages")]
-        let dirty_pages_per_s = dirty_pages_per_s as u64;
-        MoveProgress {
-            phase,
-            round: self.rounds,
-            pages: self.counters.pages(),
-            wire_bytes: self.counters.bytes(),
-            remaining_pages: remaining,
-            rate_bytes_per_s: self.rate.read(self.counters.bytes()),
-            dirty_pages_per_s,
-            eta_ms,
-            elapsed_ms: u64::try_from(self.timeline.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        }
-    }
-
-    fn summary(&self, state: &Source<M::Paused>) -> MoveSummary {
-        let record = &self.options.record;
-        let (outcome, epoch) = match state {
-            Source::Released => (MoveOutcome::Moved, record.epoch.next()),
-            Source::Stranded { reason } => (MoveOutcome::Stranded { reason: reason.clone() }, record.epoch.next()),
-            Source::Reclaimed { reason } => (MoveOutcome::RolledBack { reason: reason.clone() }, record.epoch.next()),
-            Source::Aborted { reason: Abort::Cancelled } => (MoveOutcome::Cancelled, record.epoch),
-            Source::Aborted { reason: Abort::Surveyed } => (MoveOutcome::Surveyed, record.epoch),
-            Source::Aborted { reason: Abort::Failed(reason) } => {
-                (MoveOutcome::RolledBack { reason: reason.clone() }, record.epoch)
-            }
-            other => (MoveOutcome::RolledBack { reason: format!("ended in state {}", other.name()) }, record.epoch),
-        };
-        let hex = |digest: [u8; 16]| format!("{:032x}", u128::from_le_bytes(digest));
-        let digests = self.source_digest.zip(self.target_report.digest);
-        MoveSummary {
-            machine: record.machine.clone(),
-            source: record.owner.clone(),
-            target: self.options.target.clone(),
-            outcome,
-            epoch,
-            total_ms: ms_between(self.timeline.started, self.timeline.ended()),
-            downtime: self.timeline.downtime(&self.target_report),
-            predicted: self.foresight.predicted,
-            rounds: self.rounds,
-            pages: self.counters.pages(),
-            wire_bytes: self.counters.bytes(),
-            udp_bytes: self.rate.udp_bytes,
-            source_cpu_s: self.timeline.cpu_s(),
-            target_cpu_s: self.target_report.cpu_s,
-            follow: self.follow,
-            outlook: self.foresight.outlook.clone(),
-            slowdown_percent: self.foresight.slowdown_percent(self.follow.as_ref(), self.options.hello.cpus),
-            timeline: self.timeline.log.clone(),
-            digests: digests.map(|(source, target)| DigestReport { source: hex(source), target: hex(target) }),
-        }
     }
 }

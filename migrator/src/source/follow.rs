@@ -1,7 +1,14 @@
 //! Serving a guest that runs elsewhere already: what it waits for at once, the rest in good order.
 
-use crate::{copy::Copier, guest::SourceMachine, owed::OwedPages};
-use std::time::Duration;
+use crate::{
+    copy::{Copier, lock},
+    guest::SourceMachine,
+    owed::OwedPages,
+};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use vmotion_model::error_chain;
 use vmotion_transport::{
     pages::{BatchEncoder, Codec, PageHasher},
@@ -18,6 +25,20 @@ const AHEAD_PER_MS: f64 = 3.0;
 /// 512 MiB on the way are enough for any path.
 const AHEAD_MAX: f64 = 2048.0;
 
+/// What is owed by the offer that stands, if one does. What was owed by an offer that was taken back is nobody's business any more.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Owing(Arc<Mutex<Option<Arc<OwedPages>>>>);
+
+impl Owing {
+    pub(super) fn set(&self, owed: Option<Arc<OwedPages>>) {
+        *lock(&self.0) = owed;
+    }
+
+    fn get(&self) -> Option<Arc<OwedPages>> {
+        lock(&self.0).clone()
+    }
+}
+
 /// How many batches one flow may push ahead of what the target has placed.
 pub(super) fn batches_ahead(rtt: Duration) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded and positive")]
@@ -29,15 +50,16 @@ pub(super) fn batches_ahead(rtt: Duration) -> u64 {
 pub(super) async fn serve<M: SourceMachine>(
     mut server: DemandServer,
     copier: &Copier<M>,
-    owed: &OwedPages,
+    owing: &Owing,
     hasher: PageHasher,
 ) -> Result<(), String> {
     // Compressing one page costs its waiter more than its bytes.
     let mut encoder = BatchEncoder::new(hasher, Some(Codec::Raw));
     while let Some(demands) = server.next().await.map_err(|error| error_chain(&error))? {
+        let Some(owed) = owing.get() else { continue };
         for index in demands {
             owed.note_demand(index);
-            if let Some(frame) = copier.answer(index, owed, &mut encoder) {
+            if let Some(frame) = copier.answer(index, &owed, &mut encoder) {
                 server.answer(frame).await.map_err(|error| error_chain(&error))?;
             }
         }

@@ -4,11 +4,13 @@
 //! Idle ─opened─▶ Negotiated ─▶ Copying{round} ─paused─▶ Paused(guard) ─last sent─▶ Offered(frozen) ───────▶ Released
 //!   │                │             │  ▲ next round          │  ▲                        │  │ ─owes─▶ Serving ─▲
 //!   └────────────────┴─────────────┴──┴──── any failure ────┘  └─ pause too long ─▶     │  └ lost ────┴─▶ Stranded
-//!                        Aborted: the guest runs on here           Copying              └─ record won back ─▶ Reclaimed
+//!                        Aborted: the guest runs on here           Copying              └─ record won back ─▶ Copying
+//!                                                                                          and the path is lost ─▶ Reclaimed
 //! ```
 //! A source that *owes* has handed the guest over before all memory was there: it serves what is missing until nothing is.
 //! The point of no return is `Paused → Offered`: it consumes the guard whose drop would resume the guest. From `Offered`
-//! only the owner record leads on.
+//! only the owner record leads on. An offer that is not heard, because the path is gone for a while, is *renewed*: the source wins
+//! the record back, which ends that offer for good, and goes on copying with the epoch it has won.
 
 use crate::{
     convergence::RoundReport,
@@ -18,7 +20,8 @@ use crate::{
 use std::time::Duration;
 use vmotion_model::Strategy;
 
-/// Pauses taken back because they would have been too long, before the move is given up.
+/// Pauses taken back because they would have been too long, and offers taken back because nobody heard them, before the move is
+/// given up.
 const TAKE_BACKS_MAX: u8 = 3;
 
 /// Where a leaving machine is.
@@ -64,6 +67,12 @@ pub enum Source<G: PausedGuest> {
         lost: Option<String>,
         /// Pages are missing at the target.
         owes: bool,
+        /// Rounds copied.
+        round: u32,
+        /// What to do next, should this offer be taken back.
+        plan: Plan,
+        /// Pauses and offers taken back so far.
+        take_backs: u8,
     },
     /// The guest runs at the target; what it misses is here, and only here.
     Serving {
@@ -118,6 +127,8 @@ pub enum Event<G> {
     Opened {
         /// The target can run the guest before all its memory is there.
         follows: bool,
+        /// The target understands that an offer is taken back and the move goes on.
+        renews: bool,
     },
     /// Dirty tracking runs.
     Tracking,
@@ -196,6 +207,8 @@ pub enum Effect<G: PausedGuest> {
     Reclaim,
     /// The record gave the machine back: let the guest go on.
     Thaw(G::Frozen),
+    /// The offer is off and the move goes on, from the record that was won: tell the target.
+    Renew,
     /// Destroy the machine here: it runs elsewhere.
     Destroy(G::Frozen),
     /// Stop tracking, tell the target, close the session.
@@ -238,8 +251,8 @@ impl<G: PausedGuest> Source<G> {
     #[must_use]
     pub fn step(self, event: Event<G>) -> Step<G> {
         match (self, event) {
-            (Self::Idle { plan }, Event::Opened { follows }) => {
-                let plan = if follows { plan } else { plan.without_following() };
+            (Self::Idle { plan }, Event::Opened { follows, renews }) => {
+                let plan = if follows { plan } else { plan.without_following() }.with_renewal(renews);
                 let track = plan.copies_first();
                 (Self::Negotiated { plan }, vec![Effect::StartTracking { track }])
             }
@@ -262,11 +275,13 @@ impl<G: PausedGuest> Source<G> {
                 after_pause(round, plan, take_backs, guard, expected_ms)
             }
             // The point of no return.
-            (Self::Paused { guard, plan, .. }, Event::LastSent) => {
+            (Self::Paused { guard, round, plan, take_backs }, Event::LastSent) => {
                 let owes = plan.hands_over();
-                let mut effects = vec![Effect::SendOffer];
-                effects.extend(owes.then_some(Effect::Serve));
-                (Self::Offered { frozen: guard.freeze(), reclaiming: None, lost: None, owes }, effects)
+                // Whoever hears the offer may ask at once.
+                let serve = owes.then_some(Effect::Serve);
+                let effects = serve.into_iter().chain([Effect::SendOffer]).collect();
+                let frozen = guard.freeze();
+                (Self::Offered { frozen, reclaiming: None, lost: None, owes, round, plan, take_backs }, effects)
             }
 
             // A path that is gone for a moment: the guest goes on, and a round waits for the path.
@@ -304,14 +319,28 @@ impl<G: PausedGuest> Source<G> {
             (Self::Offered { frozen, lost: Some(reason), owes: true, .. }, Event::Committed | Event::RecordTheirs) => {
                 (Self::Stranded { reason }, vec![Effect::Destroy(frozen), Effect::CleanUp])
             }
-            (Self::Offered { frozen, reclaiming, lost, owes }, Event::Failed(reason) | Event::Refused(reason)) => {
+            (
+                Self::Offered { frozen, reclaiming, lost, owes, round, plan, take_backs },
+                Event::Failed(reason) | Event::Refused(reason),
+            ) => {
                 let effects = if reclaiming.is_none() { vec![Effect::Reclaim] } else { Vec::new() };
                 let reclaiming = Some(reclaiming.unwrap_or_else(|| reason.clone()));
-                (Self::Offered { frozen, reclaiming, lost: Some(lost.unwrap_or(reason)), owes }, effects)
+                let lost = Some(lost.unwrap_or(reason));
+                (Self::Offered { frozen, reclaiming, lost, owes, round, plan, take_backs }, effects)
             }
-            (Self::Offered { frozen, reclaiming: None, lost, owes }, Event::Overdue) => {
+            (Self::Offered { frozen, reclaiming: None, lost, owes, round, plan, take_backs }, Event::Overdue) => {
                 let reclaiming = Some("the pause took longer than allowed".to_owned());
-                (Self::Offered { frozen, reclaiming, lost, owes }, vec![Effect::Reclaim])
+                (Self::Offered { frozen, reclaiming, lost, owes, round, plan, take_backs }, vec![Effect::Reclaim])
+            }
+            // The target is still there and does not have the machine: the path is slow, or gone for a while. What has arrived
+            // is worth going on from.
+            (
+                Self::Offered { frozen, reclaiming: Some(_), lost: None, round, plan, take_backs, .. },
+                Event::RecordOurs,
+            ) if plan.renews() && take_backs < TAKE_BACKS_MAX => {
+                let round = round + 1;
+                let next = Self::Copying { round, plan, take_backs: take_backs + 1 };
+                (next, vec![Effect::Thaw(frozen), Effect::Renew, Effect::CopyRound(round)])
             }
             (Self::Offered { frozen, reclaiming: Some(reason), .. }, Event::RecordOurs) => {
                 (Self::Reclaimed { reason }, vec![Effect::Thaw(frozen), Effect::CleanUp])

@@ -13,9 +13,9 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use vmotion_model::{FollowReport, HostName, OwnerRecord, error_chain};
+use vmotion_model::{Epoch, FollowReport, HostName, OwnerRecord, error_chain};
 use vmotion_transport::{
     pages::{FrameDecoder, PageHasher},
     session::{
@@ -24,11 +24,22 @@ use vmotion_transport::{
     },
 };
 
+/// A pause rarely takes so long. An offer that comes so long after the source has announced the pause was held up on its way, and
+/// has probably been taken back.
+const LATE: Duration = Duration::from_millis(500);
+/// An offer that is late waits for word that it is off: for this part of how late it is, within these bounds. Both were sent long
+/// ago and arrive together, or a round trip apart when packets have to be sent again.
+const RENEWAL_SHARE: u32 = 10;
+const RENEWAL_WAIT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
 /// What an arriving machine needs to know.
 #[derive(Debug, Clone)]
 pub struct TargetOptions {
     /// The record as it must be when the machine is offered: the source's.
     pub expected: OwnerRecord,
+    /// Hears of the epoch that the source has won when it takes an offer back and the move goes on: the machine would be taken over
+    /// from that one then.
+    pub renewals: watch::Sender<Epoch>,
     /// Us.
     pub host: HostName,
     /// Of this move.
@@ -99,6 +110,8 @@ enum Arrival {
 #[derive(Clone, Copy)]
 struct Offer {
     at: Instant,
+    /// Not acted on before.
+    due: Instant,
     digest: Option<[u8; 16]>,
     mark: u64,
     owes: bool,
@@ -193,12 +206,25 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
         tokio::spawn(async move { hear(&mut control, &arrivals).await });
 
         self.warm_up_store();
-        let mut marks = vec![0; flows];
+        let mut marks = Marks::new(flows);
         let mut acknowledged = 0;
         let mut offer: Option<Offer> = None;
-        while let Some(arrival) = inbox.recv().await {
+        loop {
+            let whole = offer.filter(|offer| {
+                let state_is_here = self.state.as_ref().is_some_and(|(of, _)| *of == offer.mark);
+                state_is_here && marks.all_at(offer.mark)
+            });
+            let arrival = match whole {
+                // What has been said already may be that the offer is off.
+                Some(Offer { due, .. }) => match until_due(&mut inbox, due).await {
+                    Some(arrival) => arrival,
+                    None => break,
+                },
+                None => inbox.recv().await,
+            };
+            let Some(arrival) = arrival else { return Event::Failed("the session ended".to_owned()) };
             match arrival {
-                Arrival::Mark { flow, mark } => marks[flow] = mark,
+                Arrival::Mark { flow, mark } => marks.reached(flow, mark),
                 Arrival::State { mark, state } => self.state = Some((mark, state)),
                 Arrival::Message(ToTarget::PauseSoon) => {
                     self.pause_noticed = Some(Instant::now());
@@ -208,32 +234,58 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
                     if expected != self.options.expected {
                         return Event::Failed("the offer names another owner record than this move's".to_owned());
                     }
-                    offer = Some(Offer { at: Instant::now(), digest, mark, owes });
+                    let at = Instant::now();
+                    offer = Some(Offer { at, due: at + self.wait_for_renewal(at), digest, mark, owes });
+                }
+                Arrival::Message(ToTarget::Renew { expected }) => {
+                    if let Err(reason) = self.renew(expected) {
+                        return Event::Failed(reason);
+                    }
+                    offer = None;
                 }
                 Arrival::Message(ToTarget::Abort(error)) => return Event::Failed(error.to_string()),
                 Arrival::Lost(reason) => return Event::Failed(reason),
             }
-            let everywhere = marks.iter().copied().min().unwrap_or(0);
-            if everywhere > acknowledged && everywhere < FINAL_MARKS {
-                acknowledged = everywhere;
+            let round = marks.round_everywhere();
+            if round > acknowledged {
+                acknowledged = round;
                 self.warm_up_store();
                 // A round after a pause means that the pause was taken back. The source declares nothing before it has heard of this.
                 self.machine.forget_missing();
-                let Some(session) = &mut self.session else { break };
-                if let Err(error) = session.sender.send(&ToSource::RoundArrived { round: everywhere }).await {
+                let Some(session) = &mut self.session else { return Event::Failed("there is no session".to_owned()) };
+                if let Err(error) = session.sender.send(&ToSource::RoundArrived { round }).await {
                     return Event::Failed(error_chain(&error));
                 }
             }
-            if let Some(Offer { at, digest, mark, owes }) = offer
-                && everywhere == mark
-                && self.state.as_ref().is_some_and(|(of, _)| *of == mark)
-            {
-                self.report.fill_ms = ms_between(at, Instant::now());
-                self.inbox = owes.then_some(inbox);
-                return self.verify(digest, owes);
-            }
         }
-        Event::Failed("the session ended".to_owned())
+        let Some(Offer { at, digest, owes, .. }) = offer else {
+            return Event::Failed("nothing was offered".to_owned());
+        };
+        self.report.fill_ms = ms_between(at, Instant::now());
+        self.inbox = owes.then_some(inbox);
+        self.verify(digest, owes)
+    }
+
+    /// How long an offer that came `now` waits for word that it is off.
+    fn wait_for_renewal(&self, now: Instant) -> Duration {
+        let since_announced = self.pause_noticed.map_or(Duration::ZERO, |noticed| now.duration_since(noticed));
+        if since_announced < LATE {
+            return Duration::ZERO;
+        }
+        (since_announced / RENEWAL_SHARE).clamp(RENEWAL_WAIT.0, RENEWAL_WAIT.1)
+    }
+
+    /// The source has won the record back and goes on; the machine is to be taken over from `expected`. What was declared missing is
+    /// forgotten with the round that follows, not here: this may come after pages that are declared missing for the next offer.
+    fn renew(&mut self, expected: OwnerRecord) -> Result<(), String> {
+        let before = &self.options.expected;
+        if expected != before.handed_to(&before.owner) {
+            return Err("the source goes on from a record that it cannot have won".to_owned());
+        }
+        tracing::info!(machine = %expected.machine, epoch = expected.epoch.0, "the offer was taken back, the move goes on");
+        self.options.renewals.send_replace(expected.epoch);
+        self.options.expected = expected;
+        Ok(())
     }
 
     /// Opens, or keeps open, the connection that the record will be asked for by: over a long path that takes longer than the pause may,
@@ -425,6 +477,47 @@ async fn until_cancelled(step: impl Future<Output = Event>, cancel: &Cancellatio
         event = step => event,
         () = cancel.cancelled() => Event::Failed("the move was cancelled".to_owned()),
     }
+}
+
+/// How far each flow is: the last round whose pages have passed, and the last mark of any kind.
+struct Marks {
+    rounds: Vec<u64>,
+    last: Vec<u64>,
+}
+
+impl Marks {
+    fn new(flows: usize) -> Self {
+        Self { rounds: vec![0; flows], last: vec![0; flows] }
+    }
+
+    fn reached(&mut self, flow: usize, mark: u64) {
+        self.last[flow] = mark;
+        if mark < FINAL_MARKS {
+            self.rounds[flow] = mark;
+        }
+    }
+
+    /// Has every flow just passed this mark, and nothing after it?
+    fn all_at(&self, mark: u64) -> bool {
+        self.last.iter().all(|at| *at == mark)
+    }
+
+    /// The round that every flow has passed. A flow that is at the end of a pause which was taken back has not passed the next one.
+    fn round_everywhere(&self) -> u64 {
+        self.rounds.iter().copied().min().unwrap_or(0)
+    }
+}
+
+/// What arrives next; what has arrived already even if `due` is over; `None` when nothing has by then.
+async fn until_due(inbox: &mut mpsc::UnboundedReceiver<Arrival>, due: Instant) -> Option<Option<Arrival>> {
+    if let Ok(arrival) = inbox.try_recv() {
+        return Some(Some(arrival));
+    }
+    // Not even asked: a timer has its own idea of how long no time is.
+    if due <= Instant::now() {
+        return None;
+    }
+    tokio::time::timeout_at(due.into(), inbox.recv()).await.ok()
 }
 
 async fn hear(control: &mut ControlReceiver, arrivals: &mpsc::UnboundedSender<Arrival>) {

@@ -127,7 +127,8 @@ impl Target {
             (Self::Armed { owed: false }, Event::RecordOurs) => (Self::Running, Some(Effect::Run)),
             (Self::Armed { owed: true }, Event::RecordOurs) => (Self::Pulling, Some(Effect::Pull)),
             (Self::Armed { .. }, Event::RecordTheirs) => {
-                let reason = "the owner record went to another host".to_owned();
+                let reason =
+                    "the owner record went back to the source, which had waited longer than allowed".to_owned();
                 (Self::Discarded { reason }, Some(Effect::Destroy))
             }
             // Until the record is asked, anything that goes wrong ends the attempt.

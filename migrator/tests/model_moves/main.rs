@@ -24,6 +24,7 @@ mod memory;
 mod outcome;
 mod path;
 mod random;
+mod renewing;
 mod schedule;
 mod store;
 mod witness;

@@ -53,6 +53,9 @@ pub(crate) struct Memory {
     following: Option<Following>,
     /// Filled by nobody but the guest and what follows it.
     closed: bool,
+    /// Something was filled in all the same. A guest that cannot have the machine any more may be told of pages that are not for it,
+    /// and must not run.
+    pub(crate) spoiled: Option<String>,
     expected: Vec<u8>,
 }
 
@@ -67,6 +70,7 @@ impl Memory {
             missing: PageBitmap::new(pages),
             following: None,
             closed: false,
+            spoiled: None,
             expected: vec![0; PAGE],
         }
     }
@@ -119,7 +123,9 @@ impl Memory {
     /// Memory is lent to whoever fills it, before the guest runs.
     pub(crate) fn fill(&mut self, first: u64, pages: u64) -> Result<&mut [u8], String> {
         if self.closed {
-            return Err(format!("{pages} pages from {first} were written below a guest that is complete"));
+            let wrong = format!("{pages} pages from {first} were written below a guest that is complete");
+            self.spoiled.get_or_insert_with(|| wrong.clone());
+            return Err(wrong);
         }
         self.touched.set_range(first..first + pages);
         Ok(&mut self.bytes[index(first) * PAGE..index(first + pages) * PAGE])

@@ -11,6 +11,9 @@ use std::sync::Arc;
 use vmotion_migrator::target::TargetOutcome;
 use vmotion_model::{MoveOutcome, MoveSummary, Strategy};
 
+/// Offers that are taken back, at most, before a move is given up.
+const RENEWALS_MAX: usize = 3;
+
 /// What became of it.
 pub(crate) struct Outcome {
     /// Of the source; `None` when it was killed.
@@ -48,6 +51,11 @@ impl Outcome {
     /// How the source says it ended.
     pub(crate) fn result(&self) -> &MoveOutcome {
         &self.summary.as_ref().expect("the source lives").outcome
+    }
+
+    /// Did it succeed after an offer was taken back?
+    pub(crate) fn moved_after_renewal(&self) -> bool {
+        self.owner() == Side::Target && self.record.history().len() > 2
     }
 
     /// Which copy the record names.
@@ -94,7 +102,9 @@ impl Outcome {
             return Err(format!("the guest found {wrong:?}"));
         }
         let history = self.record.history();
-        if history.len() > 2 || !history.windows(2).all(|pair| pair[1].epoch == pair[0].epoch.next()) {
+        let first = host(Side::Source);
+        let in_order = history.windows(2).all(|pair| pair[1].epoch == pair[0].epoch.next() && pair[0].owner == first);
+        if history.len() > 2 + RENEWALS_MAX || !in_order {
             return Err(format!("the record went through {history:?}"));
         }
         if self.summary.is_some() && self.guests[0].is_tracked() {

@@ -8,6 +8,7 @@ use super::{
 };
 use std::time::Duration;
 use vmotion_model::MoveRequest;
+use vmotion_transport::session::WIRE_VERSION_MAX;
 
 /// What is done to a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(crate) enum Harm {
     Cut,
     /// The network is cut for this time.
     Outage(Duration),
+    /// The same, every time the state is entered.
+    Outages(Duration),
     /// The path of the demand lane, which is a connection of its own, is cut.
     CutDemand,
 }
@@ -29,14 +32,14 @@ pub(crate) enum Harm {
 impl Harm {
     /// May memory that follows a guest be lost by it?
     pub(crate) const fn may_strand(self) -> bool {
-        matches!(self, Self::Kill(_) | Self::Cut | Self::Outage(_) | Self::CutDemand)
+        matches!(self, Self::Kill(_) | Self::Cut | Self::Outage(_) | Self::Outages(_) | Self::CutDemand)
     }
 }
 
 /// When something is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
-    /// As a side enters a state.
+    /// As a side enters a state for the first time.
     Enters(Side, &'static str),
     /// So long after the beginning.
     After(Duration),
@@ -50,6 +53,8 @@ pub(crate) struct Schedule {
     pub(crate) request: MoveRequest,
     /// Both ends can run a guest before its memory is there.
     pub(crate) follows: bool,
+    /// Newest wire version that the source speaks.
+    pub(crate) wire_version: u16,
     pub(crate) silence: Duration,
     pub(crate) climate: Climate,
     pub(crate) source: GuestFaults,
@@ -69,6 +74,7 @@ impl Default for Schedule {
             writing: Writing { pages: 256, burst: 16, every: Duration::from_millis(2) },
             request: MoveRequest::default(),
             follows: true,
+            wire_version: WIRE_VERSION_MAX,
             silence: Duration::from_secs(5),
             climate: Climate::default(),
             source: GuestFaults::default(),

@@ -16,7 +16,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, sync::watch};
 use tokio_util::sync::CancellationToken;
 use vmotion_migrator::{
     guest::GuestPages as _,
@@ -27,7 +27,7 @@ use vmotion_model::{CpuModel, Epoch, HostName, MoveId, MoveOutcome, MoveSummary,
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
     pki::Authority,
-    session::{FEATURE_POST_COPY, Hello, MoveTicket, TargetFacts, TargetListener, WIRE_VERSION_MAX, WIRE_VERSION_MIN},
+    session::{FEATURE_POST_COPY, Hello, MoveTicket, TargetFacts, TargetListener, WIRE_VERSION_MIN},
 };
 
 /// By then every schedule has ended, on a machine that does much else too.
@@ -89,6 +89,13 @@ struct Levers {
     weather: Arc<super::path::Weather>,
 }
 
+impl Harm {
+    /// Is it done every time its state is entered?
+    const fn again(self) -> bool {
+        matches!(self, Self::Outages(_))
+    }
+}
+
 impl Levers {
     /// A kill is carried out by whoever hears of it.
     fn pull(&self, harm: Harm) {
@@ -100,7 +107,7 @@ impl Levers {
             }
             Harm::Cut => self.weather.cut(true),
             Harm::CutDemand => self.weather.cut_demand(),
-            Harm::Outage(time) => {
+            Harm::Outage(time) | Harm::Outages(time) => {
                 self.weather.cut(true);
                 let weather = Arc::clone(&self.weather);
                 later(time, move || weather.cut(false));
@@ -116,13 +123,18 @@ impl Levers {
             _ => None,
         });
         let here: Vec<(&str, Harm)> = here.collect();
-        let levers = Mutex::new(self.clone());
+        let shared = Mutex::new((self.clone(), here));
         move |state| {
-            let levers = levers.lock().unwrap().clone();
+            let (levers, now) = {
+                let (levers, here) = &mut *shared.lock().unwrap();
+                let now: Vec<Harm> = here.iter().filter(|(at, _)| *at == state).map(|(_, harm)| *harm).collect();
+                here.retain(|(at, harm)| *at != state || harm.again());
+                (levers.clone(), now)
+            };
             drop(levers.news.send(News::Entered(side, state)));
-            for (_, harm) in here.iter().filter(|(at, _)| *at == state) {
-                levers.pull(*harm);
-                if *harm == Harm::Kill(side) {
+            for harm in now {
+                levers.pull(harm);
+                if harm == Harm::Kill(side) {
                     stand_dead();
                 }
             }
@@ -164,7 +176,7 @@ fn options(
     };
     let hello = Hello {
         version_min: WIRE_VERSION_MIN,
-        version_max: WIRE_VERSION_MAX,
+        version_max: schedule.wire_version,
         features,
         page_size: PAGE_SIZE,
         layout,
@@ -178,6 +190,7 @@ fn options(
     };
     let source = SourceOptions {
         record: record.clone(),
+        renewals: watch::Sender::new(record.epoch),
         target: host(Side::Target),
         address: path.address,
         local: None,
@@ -190,6 +203,7 @@ fn options(
     };
     let target = TargetOptions {
         expected: record.clone(),
+        renewals: watch::Sender::new(record.epoch),
         host: host(Side::Target),
         ticket: ticket.clone(),
         facts,

@@ -28,7 +28,8 @@ pub use control::{ControlReceiver, ControlSender, STATE_BYTES_MAX, StateReceiver
 pub use demand::{DemandLane, DemandSender, DemandServer};
 pub use flow::{FlowReceiver, FlowSender, FrameParts};
 pub use hello::{
-    FEATURE_POST_COPY, Hello, TargetFacts, WIRE_VERSION_MAX, WIRE_VERSION_MIN, Welcome, WireError, WireErrorCode,
+    FEATURE_POST_COPY, Hello, TargetFacts, WIRE_VERSION_MAX, WIRE_VERSION_MIN, WIRE_VERSION_RENEWAL, Welcome,
+    WireError, WireErrorCode,
 };
 pub use source::{ConnectOptions, PathStats, SourceSession};
 pub use target::{TargetListener, TargetSession};
@@ -39,9 +40,9 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 /// Application protocol of the TLS handshake.
 pub(crate) const ALPN: &[u8] = b"vmotion-move/1";
-/// A peer that has not said who it is by then is dropped.
+/// A peer that has not said who it is by then is dropped; later where a longer silence is borne.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(5);
-/// From first packet to a session with all its flows.
+/// From first packet to a session with all its flows; longer where a longer silence is borne.
 const ESTABLISH_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The secret of one move, given to both ends by the controller. A valid host certificate alone opens no session.

@@ -127,9 +127,11 @@ impl SourceSession {
     /// # Errors
     /// [`SessionError::Refused`] carries the target's reason; the others say what failed on the way.
     pub async fn connect(options: ConnectOptions<'_>, hello: &Hello) -> Result<Self, SessionError> {
-        tokio::time::timeout(ESTABLISH_TIMEOUT, Self::establish(&options, hello))
+        // A path that is gone for a while is as bearable now as it is later.
+        let patience = ESTABLISH_TIMEOUT.max(options.tuning.silence_max);
+        tokio::time::timeout(patience, Self::establish(&options, hello))
             .await
-            .unwrap_or(Err(SessionError::Timeout(ESTABLISH_TIMEOUT)))
+            .unwrap_or(Err(SessionError::Timeout(patience)))
     }
 
     async fn establish(options: &ConnectOptions<'_>, hello: &Hello) -> Result<Self, SessionError> {

@@ -140,16 +140,18 @@ impl TargetListener {
     /// # Errors
     /// [`SessionError::Timeout`]; or [`SessionError::Refused`] with the reason the last source was given.
     pub async fn accept(self, facts: &TargetFacts, patience: Duration) -> Result<TargetSession, SessionError> {
-        let Self { endpoint, demand, expected, ticket, .. } = self;
+        let Self { endpoint, demand, expected, ticket, tuning, .. } = self;
         let (opened_sender, mut opened) = mpsc::channel(PENDING_MAX);
+        // The path may be gone for a while between a peer's first packet and the one that says who it is.
+        let opening = OPENING_TIMEOUT.max(tuning.silence_max);
         let keep = |endpoint: &quinn::Endpoint| {
-            keep_door(endpoint.clone(), expected.clone(), ticket.clone(), opened_sender.clone())
+            keep_door(endpoint.clone(), expected.clone(), ticket.clone(), opened_sender.clone(), opening)
         };
         let mut doors = vec![tokio::spawn(keep(&endpoint))];
         doors.extend(demand.as_ref().map(|door| door.urgent.handle().spawn(keep(&door.endpoint))));
         drop(opened_sender);
         let port = demand.as_ref().map(|door| door.port);
-        let result = tokio::time::timeout(patience, gather(&mut opened, facts, port)).await;
+        let result = tokio::time::timeout(patience, gather(&mut opened, facts, port, opening)).await;
         doors.iter().for_each(tokio::task::JoinHandle::abort);
         let Gathered { connection, send, receive, hello, flows, demand: lane, mut connections } =
             result.unwrap_or(Err(SessionError::Timeout(patience)))?;
@@ -172,12 +174,13 @@ async fn keep_door(
     expected: ExpectedPeer,
     ticket: MoveTicket,
     opened: mpsc::Sender<Opened>,
+    patience: Duration,
 ) {
     while let Some(incoming) = endpoint.accept().await {
         let (expected, ticket, opened) = (expected.clone(), ticket.clone(), opened.clone());
         tokio::spawn(async move {
             let from = incoming.remote_address();
-            match tokio::time::timeout(OPENING_TIMEOUT, open(incoming, &expected, &ticket)).await {
+            match tokio::time::timeout(patience, open(incoming, &expected, &ticket)).await {
                 Ok(Ok(first)) => admit(first, &ticket, &opened).await,
                 Ok(Err(reason)) => tracing::warn!(%from, %reason, "turned a connection away"),
                 Err(_) => tracing::warn!(%from, "turned a connection away: it did not open in time"),
@@ -281,6 +284,7 @@ async fn gather(
     opened: &mut mpsc::Receiver<Opened>,
     facts: &TargetFacts,
     demand_port: Option<u16>,
+    patience: Duration,
 ) -> Result<Gathered, SessionError> {
     let gone = || SessionError::Lost("the listening socket closed".to_owned());
     let mut early: Vec<Opened> = Vec::new();
@@ -288,7 +292,7 @@ async fn gather(
         match opened.recv().await.ok_or_else(gone)? {
             bulk @ (Opened::Flow { .. } | Opened::Demand { .. }) => early.push(bulk),
             Opened::Control { connection, mut send, mut receive } => {
-                let Some((hello, answer)) = greet(&mut receive, facts, demand_port).await else { continue };
+                let Some((hello, answer)) = greet(&mut receive, facts, demand_port, patience).await else { continue };
                 if control::write_message(&mut send, &answer).await.is_err() {
                     continue;
                 }
@@ -336,8 +340,9 @@ async fn greet(
     receive: &mut quinn::RecvStream,
     facts: &TargetFacts,
     demand_port: Option<u16>,
+    patience: Duration,
 ) -> Option<(Hello, Result<Welcome, WireError>)> {
-    let hello: Hello = match tokio::time::timeout(OPENING_TIMEOUT, control::read_message(receive)).await {
+    let hello: Hello = match tokio::time::timeout(patience, control::read_message(receive)).await {
         Ok(Ok(Some(hello))) => hello,
         _ => return None,
     };
