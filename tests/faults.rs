@@ -55,7 +55,7 @@ fn request(strategy: Strategy) -> MoveRequest {
     MoveRequest { strategy, bandwidth_max, ..MoveRequest::default() }
 }
 
-const CMDLINE: &str = "ws=24M rate=60M content=text hb=20 beat=line";
+const CMDLINE: &str = "ws=24M rate=60M content=random hb=20 beat=line";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Harm {

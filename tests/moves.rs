@@ -65,7 +65,9 @@ async fn every_pattern(test: &str, strategy: Strategy) {
         world.wait_for_console(&machine, "READY").await;
         for number in 1..=20 {
             let to = if number % 2 == 1 { "dc2" } else { "h1" };
-            let operation = world.start_move(&machine, to, MoveRequest { strategy, ..MoveRequest::default() }).await;
+            // How long a pause this host needs for a guest that writes 1 GiB/s is no matter here.
+            let request = MoveRequest { strategy, downtime_ms_max: 5000, ..MoveRequest::default() };
+            let operation = world.start_move(&machine, to, request).await;
             let operation = world.wait_for_outcome(&operation, Duration::from_secs(60)).await;
             assert_eq!(operation.outcome, Some(MoveOutcome::Moved), "{pattern}, move {number}: {operation:?}");
             let summary = operation.summary.expect("a move whose source lived has a summary");

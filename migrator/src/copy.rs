@@ -214,6 +214,8 @@ impl<M: GuestPages + ?Sized + 'static> Copier<M> {
         encoder.push(index, &self.shared.known, |page| self.shared.machine.read_page(index, page));
         let frame = encoder.finish(&self.shared.wire);
         self.shared.counters.add(&encoder.take_counts());
+        let bytes: usize = frame.iter().flatten().map(bytes::Bytes::len).sum();
+        self.shared.counters.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         frame
     }
 
