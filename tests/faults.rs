@@ -12,7 +12,7 @@
 
 mod harness;
 
-use harness::{Checkpoints, Cut, Held, World, kill, name, process_of, skipped};
+use harness::{Checkpoints, Cut, Held, Random, World, kill, name, process_of, seed, setting, skipped};
 use std::time::{Duration, Instant};
 use vmotion_api::Operation;
 use vmotion_model::{ByteSize, MachineName, MachineState, MoveOutcome, MoveRequest, Strategy};
@@ -125,18 +125,6 @@ const PEER_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Everything must be settled by then.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// xorshift: a test's randomness needs to be repeatable, not good.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
-
 struct Run {
     world: World,
     checkpoints: Checkpoints,
@@ -150,7 +138,7 @@ impl Run {
         let socket = tempfile::Builder::new().prefix("vmotion-checkpoints-").tempdir().unwrap().keep().join("sock");
         let checkpoints = Checkpoints::serve(&socket);
         let world = World::start(PEER_TIMEOUT, Some(socket)).await;
-        let mut run = Self { world, checkpoints, random: Random(seed | 1), machine: name("vm0"), machines: 0 };
+        let mut run = Self { world, checkpoints, random: Random::new(seed), machine: name("vm0"), machines: 0 };
         run.fresh_machine().await;
         run
     }
@@ -295,17 +283,12 @@ impl Run {
     }
 }
 
-fn setting(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn harm_at_every_state_leaves_one_copy_where_the_record_says() {
     if skipped("harm_at_every_state_leaves_one_copy_where_the_record_says") {
         return;
     }
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let seed = setting("VMOTION_FAULT_SEED", u64::from(clock.subsec_nanos()));
+    let seed = seed("VMOTION_FAULT_SEED");
     let points = setting("VMOTION_FAULT_POINTS", 200);
     println!("VMOTION_FAULT_SEED={seed} VMOTION_FAULT_POINTS={points}");
     let mut run = Run::start(seed).await;

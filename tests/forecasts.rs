@@ -8,7 +8,7 @@
 
 mod harness;
 
-use harness::{World, name, skipped};
+use harness::{Random, World, name, seed, setting, skipped};
 use std::time::Duration;
 use vmotion_model::{ByteSize, Deviation, MachineName, MoveOutcome, MoveRequest, MoveSummary, Strategy};
 
@@ -16,26 +16,6 @@ const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Moves of one machine, there and back.
 const MOVES_OF_ONE: u64 = 5;
-
-/// xorshift: a test's randomness needs to be repeatable, not good.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-
-    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[usize::try_from(self.below(all.len() as u64)).unwrap()]
-    }
-}
-
-fn setting(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 /// A guest, as the probe is told.
 fn guest(random: &mut Random) -> (u64, String) {
@@ -116,11 +96,10 @@ async fn moves_are_foreseen() {
     if skipped("moves_are_foreseen") {
         return;
     }
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let seed = setting("VMOTION_FORECAST_SEED", u64::from(clock.subsec_nanos()));
+    let seed = seed("VMOTION_FORECAST_SEED");
     let moves = setting("VMOTION_FORECASTS", 6);
     println!("VMOTION_FORECAST_SEED={seed} VMOTION_FORECASTS={moves}");
-    let mut random = Random(seed | 1);
+    let mut random = Random::new(seed);
     let world = World::start(PEER_TIMEOUT, None).await;
     let mut tally = Tally::default();
     let mut made = 0;

@@ -2,7 +2,6 @@
 
 use crate::Strategy;
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
 
 /// What the operator asks of one move.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -96,12 +95,6 @@ impl MoveRequest {
     #[must_use]
     pub const fn has_intent(&self) -> bool {
         self.deadline_ms.is_some() || self.slowdown_percent_max.is_some() || self.survey
-    }
-
-    /// [`Self::deadline_ms`].
-    #[must_use]
-    pub fn deadline(&self) -> Option<Duration> {
-        self.deadline_ms.map(Duration::from_millis)
     }
 
     const fn default_downtime_ms_max() -> u32 {

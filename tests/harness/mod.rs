@@ -6,10 +6,12 @@
 mod checkpoints;
 mod console;
 mod network;
+mod random;
 
 pub use checkpoints::{Checkpoints, Held};
 pub use console::ConsoleLog;
 pub use network::Cut;
+pub use random::{Random, seed, setting};
 
 use std::{
     collections::HashMap,

@@ -87,7 +87,7 @@ impl<M: SourceMachine> Foresight<M> {
         Some(self.conclude(&basis, moments))
     }
 
-    /// A round is over, of which `before` pages were left when it began; a verdict when there was none yet.
+    /// A round is over; a verdict when there was none yet.
     pub(super) fn round_done(
         &mut self,
         report: &RoundReport,
