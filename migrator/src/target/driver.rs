@@ -335,6 +335,11 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
                 biased;
                 arrival = inbox.recv() => match arrival {
                     Some(Arrival::Lost(reason)) => break reason,
+                    // Nobody answers what is asked for by an offer that is off.
+                    Some(Arrival::Message(ToTarget::Renew { .. })) => {
+                        break "the source took its offer back while the state was loaded".to_owned();
+                    }
+                    Some(Arrival::Message(ToTarget::Abort(error))) => break error.to_string(),
                     Some(_) => {}
                     None => break "the session ended".to_owned(),
                 },

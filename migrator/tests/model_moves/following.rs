@@ -156,6 +156,29 @@ fn a_path_that_is_lost_while_the_state_is_loaded_gives_the_guest_back() {
 }
 
 #[test]
+fn a_guest_that_is_loaded_while_its_offer_is_taken_back_never_runs() {
+    // Loading waits for a page by a lane that is cut; the source takes the offer back and goes on copying, so the page comes at last,
+    // as it is by then.
+    let request = MoveRequest { downtime_ms_max: 134, ..by(Strategy::Hybrid) };
+    let writing = Writing { pages: 128, burst: 128, every: ms(2) };
+    let target = GuestFaults { restore_reads: 1, ..GuestFaults::default() };
+    let harm = vec![(When::Enters(Side::Source, "paused"), Harm::CutDemand)];
+    let silence = ms(300);
+    let outcome = checked(Schedule { pages: 128, writing, request, silence, target, harm, ..Schedule::default() });
+    assert!(matches!(outcome.result(), MoveOutcome::RolledBack { .. }), "{:?}", outcome.result());
+    assert_eq!(outcome.witness.starts(Side::Target), 0);
+}
+
+#[test]
+fn loading_does_not_wait_for_a_page_of_an_offer_that_is_off() {
+    // A path that comes back too late: whoever is asked owes nothing any more.
+    let request = MoveRequest { downtime_ms_max: 134, ..by(Strategy::Postcopy) };
+    let target = GuestFaults { restore_reads: 1, ..GuestFaults::default() };
+    let harm = vec![(When::Enters(Side::Target, "complete"), Harm::Outage(ms(1500)))];
+    must_roll_back(Schedule { request, target, harm, ..Schedule::default() }, "took its offer back");
+}
+
+#[test]
 fn a_guest_is_not_handed_over_when_its_demand_lane_is_lost() {
     // The only round takes longer than the silence, in which the lane's connection is found to be lost.
     let writing = Writing { pages: 512, burst: 64, every: ms(2) };

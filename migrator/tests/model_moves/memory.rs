@@ -53,8 +53,8 @@ pub(crate) struct Memory {
     following: Option<Following>,
     /// Filled by nobody but the guest and what follows it.
     closed: bool,
-    /// Something was filled in all the same. A guest that cannot have the machine any more may be told of pages that are not for it,
-    /// and must not run.
+    /// Something was filled in all the same, or is not what the state says. A guest that cannot have the machine any more, because the
+    /// offer was taken back while it was loaded, is sent pages that are not for it, and must not run.
     pub(crate) spoiled: Option<String>,
     expected: Vec<u8>,
 }
