@@ -20,7 +20,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 use vmotion_migrator::target::TargetOutcome;
 use vmotion_model::{MoveOutcome, MoveRequest, Strategy as Way};
@@ -264,8 +264,7 @@ fn one(seed: u64, number: u64, tally: &Mutex<Tally>) {
 
 #[test]
 fn no_schedule_of_faults_leaves_two_runners_or_a_lost_machine_or_a_wrong_page() {
-    let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let seed = setting("VMOTION_SCHEDULE_SEED").unwrap_or(clock.as_nanos() as u64);
+    let seed = setting("VMOTION_SCHEDULE_SEED").unwrap_or(1);
     let numbers = match setting("VMOTION_SCHEDULE") {
         Some(only) => only..only + 1,
         None => 0..setting("VMOTION_SCHEDULES").unwrap_or(SCHEDULES),
