@@ -12,7 +12,7 @@ use crate::{
     reconciler,
     records::{
         Intent, LAST_MOVE, MOVES, MachineRecord, Stored, busy_key, load, load_all, load_machine, load_move, load_owner,
-        move_key, put,
+        move_key, put, timeline_key,
     },
     store::{Change, Compare, Outcome, Store, Transaction},
 };
@@ -172,7 +172,8 @@ async fn forgettable(store: &dyn Store) -> Result<Vec<Change>, ApiError> {
     }
     let all = load_all::<MoveRecord>(store, MOVES).await?;
     let finished = all.iter().filter(|stored| stored.value.phase == Phase::Finished);
-    Ok(finished.take(FORGOTTEN_AT_ONCE).map(Stored::deleted).collect())
+    let timeline = |stored: &Stored<MoveRecord>| Change::Delete(timeline_key(&stored.value.operation.id));
+    Ok(finished.take(FORGOTTEN_AT_ONCE).flat_map(|stored| [stored.deleted(), timeline(stored)]).collect())
 }
 
 /// A receiver of an unfinished move's events; the current one is in it.
@@ -186,7 +187,13 @@ pub(crate) async fn find(app: &App, id: &MoveId) -> Result<Operation, ApiError> 
         return Ok(live.borrow().clone());
     }
     let stored = load_move(&*app.store, id).await?.ok_or_else(|| not_found(format!("There is no move {id}")))?;
-    Ok(stored.value.operation)
+    let mut operation = stored.value.operation;
+    if let Some(summary) = &mut operation.summary
+        && let Some(timeline) = load::<Timeline>(&*app.store, &timeline_key(id)).await?
+    {
+        summary.timeline = timeline.value;
+    }
+    Ok(operation)
 }
 
 /// All moves, oldest first.
@@ -197,7 +204,7 @@ pub(crate) async fn list(app: &App) -> Result<Vec<Operation>, ApiError> {
         Some(sender) if stored.value.phase != Phase::Finished => sender.borrow().clone(),
         _ => stored.value.operation,
     };
-    // What happened when is for whoever asks about one move.
+    // One that has just ended still has it.
     let without_timeline = |mut operation: Operation| {
         if let Some(summary) = &mut operation.summary {
             summary.timeline = Timeline::default();

@@ -9,7 +9,7 @@ use crate::{
     app::{App, lock},
     machines,
     operations::{Event, MoveRecord, Next, Phase},
-    records::{MOVES, Stored, busy_key, load_all, load_move, put},
+    records::{MOVES, Stored, busy_key, load_all, load_move, put, timeline_key},
     store::{Change, Outcome, Transaction},
 };
 use ask::Questioner;
@@ -128,10 +128,15 @@ async fn finish(
     let current =
         MoveRecord { operation: live.unwrap_or_else(|| stored.value.operation.clone()), ..stored.value.clone() };
     let record = current.finished(outcome, summary);
-    let transaction = Transaction::default()
+    let mut small = record.clone();
+    let timeline = small.operation.summary.as_mut().map(|summary| std::mem::take(&mut summary.timeline));
+    let mut transaction = Transaction::default()
         .when(stored.unchanged())
-        .then(put(stored.key.as_str(), &record)?)
+        .then(put(stored.key.as_str(), &small)?)
         .then(Change::Delete(busy_key(machine)));
+    if let Some(timeline) = timeline {
+        transaction = transaction.then(put(timeline_key(id), &timeline)?);
+    }
     if app.store.commit(transaction).await? == Outcome::Refused {
         return Ok(Some(Duration::ZERO));
     }

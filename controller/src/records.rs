@@ -28,6 +28,11 @@ pub(crate) fn host_key(name: &HostName) -> String {
     format!("{HOSTS}{name}")
 }
 
+/// What happened when in a finished move: hundreds of times the size of its record, and read only by whoever asks about this one.
+pub(crate) fn timeline_key(id: &MoveId) -> String {
+    format!("timelines/{id}")
+}
+
 pub(crate) fn move_key(id: &MoveId) -> String {
     format!("{MOVES}{id}")
 }

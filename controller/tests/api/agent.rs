@@ -20,7 +20,7 @@ use vmotion_api::{
 };
 use vmotion_model::{
     ApiError, ByteSize, CpuModel, ErrorCode, HostCapacity, HostName, MachineName, MachineState, MachineStatus, MoveId,
-    MoveOutcome, MoveSummary,
+    MoveOutcome, MoveSummary, Timeline, TimelineEvent,
 };
 use vmotion_transport::Identity;
 
@@ -141,7 +141,10 @@ impl FakeAgent {
                 follow: None,
                 outlook: None,
                 slowdown_percent: 0.0,
-                timeline: vmotion_model::Timeline::default(),
+                timeline: Timeline {
+                    events: vec![TimelineEvent { at_ms: 1.0, what: "paused".to_owned() }],
+                    ..Timeline::default()
+                },
             };
             book.reports.entry(id.clone()).or_default().summary = Some(summary);
         });

@@ -24,6 +24,21 @@ async fn moved_machine_is_shown_at_its_target_with_the_summary() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_happened_when_is_shown_to_whoever_asks_about_one_move() {
+    let mut world = World::start().await;
+    let (_, id) = world.start_moving().await;
+    world.switch_over(&id).await;
+    world.h1.report_outcome(&id, MoveOutcome::Moved);
+    world.finished(&id).await;
+    let events = |operation: Operation| operation.summary.unwrap().timeline.events.len();
+    assert_eq!(world.operator.moves().await.unwrap().into_iter().map(events).collect::<Vec<_>>(), [0]);
+    assert_eq!(events(world.operation(&id).await), 1);
+    world.stop_controller().await;
+    world.start_controller().await;
+    assert_eq!(events(world.operation(&id).await), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn machine_moves_there_and_back_again() {
     let world = World::start().await;
     let (_, id) = world.start_moving().await;
