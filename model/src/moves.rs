@@ -159,6 +159,9 @@ pub struct PageCounts {
     pub lz4: u64,
     /// Compressed with Zstandard.
     pub zstd: u64,
+    /// By what changed in them since they were sent before.
+    #[serde(default)]
+    pub delta: u64,
     /// Dirtied, but the same as last sent by content hash: not sent again.
     pub unchanged: u64,
 }
@@ -167,7 +170,7 @@ impl PageCounts {
     /// All pages handled.
     #[must_use]
     pub const fn total(&self) -> u64 {
-        self.zero + self.raw + self.lz4 + self.zstd + self.unchanged
+        self.zero + self.raw + self.lz4 + self.zstd + self.delta + self.unchanged
     }
 
     /// What was counted since `before`.
@@ -178,17 +181,19 @@ impl PageCounts {
             raw: self.raw.saturating_sub(before.raw),
             lz4: self.lz4.saturating_sub(before.lz4),
             zstd: self.zstd.saturating_sub(before.zstd),
+            delta: self.delta.saturating_sub(before.delta),
             unchanged: self.unchanged.saturating_sub(before.unchanged),
         }
     }
 
     /// Adds `other`.
     pub const fn add(&mut self, other: &Self) {
-        let Self { zero, raw, lz4, zstd, unchanged } = other;
+        let Self { zero, raw, lz4, zstd, delta, unchanged } = other;
         self.zero += *zero;
         self.raw += *raw;
         self.lz4 += *lz4;
         self.zstd += *zstd;
+        self.delta += *delta;
         self.unchanged += *unchanged;
     }
 }
@@ -220,6 +225,13 @@ pub struct MoveProgress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_of_before_there_were_deltas_are_read() {
+        let older = r#"{"zero":1,"raw":2,"lz4":3,"zstd":4,"unchanged":5}"#;
+        let counts: PageCounts = serde_json::from_str(older).unwrap();
+        assert_eq!((counts.delta, counts.total()), (0, 15));
+    }
 
     #[test]
     fn a_strategy_is_read_as_it_is_written() {

@@ -292,8 +292,8 @@ fn summary(summary: &MoveSummary) {
         );
     }
     println!(
-        "  pages      {} zero, {} raw, {} lz4, {} zstd, {} unchanged",
-        pages.zero, pages.raw, pages.lz4, pages.zstd, pages.unchanged
+        "  pages      {} zero, {} raw, {} lz4, {} zstd, {} delta, {} unchanged",
+        pages.zero, pages.raw, pages.lz4, pages.zstd, pages.delta, pages.unchanged
     );
     println!("  wire       {} of pages, {} in UDP datagrams", ByteSize(*wire_bytes), ByteSize(*udp_bytes));
     println!("  cpu        {source_cpu_s:.2} s source, {target_cpu_s:.2} s target (guest included)");

@@ -135,6 +135,12 @@ impl CodecChooser {
         untried.unwrap_or(turn)
     }
 
+    /// The codec that pages get when a byte costs `wire_ns` nanoseconds on the wire, and what it leaves of each byte.
+    pub(super) fn usual(&self, wire_ns: f64) -> (Codec, f64) {
+        let codec = self.forced.unwrap_or_else(|| self.best(wire_ns));
+        (codec, self.record(codec).ratio)
+    }
+
     /// What a batch of `raw_bytes` became, and how much processor time that took.
     pub fn record_batch(&mut self, codec: Codec, raw_bytes: usize, encoded_bytes: usize, nanoseconds: u64) {
         if raw_bytes == 0 {

@@ -1,12 +1,14 @@
 //! Frames to pages: the target's half. The stream is hostile until proven otherwise.
 //!
 //! Bytes are fed as they arrive, in pieces of any size. Raw pages are copied straight from the packet into guest memory;
-//! compressed payloads are gathered (bounded) and decompressed into it, directly when the batch is one run. Every page's
-//! hash is taken from guest memory afterwards and must give the batch's digest.
+//! compressed payloads are gathered (bounded) and decompressed into it, directly when the batch is one run. A page that only
+//! changed is made of what is there and its delta, in place: if something else was there, it is the wrong page, and found. Every
+//! page's hash is taken from guest memory afterwards and must give the batch's digest.
 
 use super::{
     chooser::Codec,
-    format::{BATCH_BYTES_MAX, Content, HEADER_BYTES, Header, Kind, RUN_BYTES, Run},
+    delta::{self, DELTA_BYTES_MIN},
+    format::{BATCH_BYTES_MAX, Content, HEADER_BYTES, Header, Kind, PAYLOAD_PAGES_MAX, RUN_BYTES, Run},
     hash::{PAGE_BYTES, PageHasher},
 };
 
@@ -77,6 +79,18 @@ pub enum FrameError {
         /// Payload bytes announced or decompressed.
         payload: usize,
     },
+    /// Deltas that are none, or more or fewer than the runs say.
+    #[error("Frame {sequence} has page deltas that do not fit its runs")]
+    Delta {
+        /// Position in the flow.
+        sequence: u64,
+    },
+    /// Somebody sees pages there as soon as they are placed, and what they are made of may have changed.
+    #[error("Frame {sequence} has page deltas for memory that is in use")]
+    DeltaOfLive {
+        /// Position in the flow.
+        sequence: u64,
+    },
     /// The compressed payload is damaged.
     #[error("Frame payload does not decompress")]
     Damaged,
@@ -118,6 +132,10 @@ pub struct FrameDecoder {
     pages: u64,
     /// The frame at hand is for memory that is in use.
     live: bool,
+    /// The frame at hand has deltas.
+    deltas: bool,
+    /// Its payload, decompressed: all the room that any needs, once there were deltas.
+    mixed: Vec<u8>,
 }
 
 impl FrameDecoder {
@@ -136,6 +154,8 @@ impl FrameDecoder {
             sequence: 0,
             pages: 0,
             live: false,
+            deltas: false,
+            mixed: Vec::new(),
         }
     }
 
@@ -212,7 +232,7 @@ impl FrameDecoder {
 
     /// All runs are known: zero pages are done at once, the payload's length is checked before a byte of it is taken.
     fn start_payload(&mut self, header: Header, sink: &dyn PageSink) -> Result<(), FrameError> {
-        let mut data_pages: u64 = 0;
+        let (mut data_pages, mut changed_pages): (u64, u64) = (0, 0);
         for run in &self.runs {
             let pages = u64::from(run.pages);
             match run.content {
@@ -226,20 +246,19 @@ impl FrameDecoder {
                 }
                 Content::Zero => sink.zero_pages(run.first, pages),
                 Content::Payload => data_pages += pages,
+                Content::Changed => changed_pages += pages,
             }
             self.pages += pages;
         }
-        let payload = header.payload_bytes as usize;
-        let data_bytes = usize::try_from(data_pages).unwrap_or(usize::MAX).saturating_mul(PAGE_BYTES);
-        let fits = match header.codec {
-            _ if data_bytes > BATCH_BYTES_MAX => false,
-            Codec::Raw => payload == data_bytes,
-            Codec::Lz4 | Codec::Zstd => payload < data_bytes && payload > 0,
-        };
-        if !fits {
-            return Err(FrameError::Mismatch { pages: data_pages, payload });
-        }
         self.live = sink.is_live();
+        self.deltas = changed_pages > 0;
+        let payload = header.payload_bytes as usize;
+        if !fits(header.codec, payload, data_pages, changed_pages) {
+            return Err(FrameError::Mismatch { pages: data_pages + changed_pages, payload });
+        }
+        if self.deltas && self.live {
+            return Err(FrameError::DeltaOfLive { sequence: header.sequence });
+        }
         for run in self.runs.iter().filter(in_payload).filter(|_| !self.live) {
             sink.expect_pages(run.first, u64::from(run.pages));
         }
@@ -259,7 +278,7 @@ impl FrameDecoder {
         now: &[u8],
         sink: &dyn PageSink,
     ) -> Result<(), FrameError> {
-        if header.codec == Codec::Raw && !self.live {
+        if header.codec == Codec::Raw && !self.live && !self.deltas {
             place_bytes(&self.runs, received, now, sink);
         } else {
             self.compressed.extend_from_slice(now);
@@ -273,7 +292,9 @@ impl FrameDecoder {
         if self.live {
             return self.place_live(header, sink);
         }
-        if header.codec != Codec::Raw {
+        if self.deltas {
+            self.place_mixed(header, sink)?;
+        } else if header.codec != Codec::Raw {
             self.decompress(header.codec, sink)?;
         }
         self.check_digest(header, sink)
@@ -286,7 +307,7 @@ impl FrameDecoder {
             std::mem::swap(&mut self.compressed, &mut self.scratch);
         } else {
             self.scratch.resize(pages * PAGE_BYTES, 0);
-            decompress_into(header.codec, &self.compressed, &mut self.decompressor, &mut self.scratch)?;
+            decompress_all(header.codec, &self.compressed, &mut self.decompressor, &mut self.scratch)?;
         }
         self.hashes.clear();
         for page in self.scratch.chunks(PAGE_BYTES) {
@@ -304,9 +325,35 @@ impl FrameDecoder {
         Ok(())
     }
 
+    /// Places pages, and makes others of their deltas.
+    fn place_mixed(&mut self, header: Header, sink: &dyn PageSink) -> Result<(), FrameError> {
+        let payload = if header.codec == Codec::Raw {
+            self.compressed.as_slice()
+        } else {
+            self.mixed.resize(BATCH_BYTES_MAX, 0);
+            let length = decompress_into(header.codec, &self.compressed, &mut self.decompressor, &mut self.mixed)?;
+            self.mixed.get(..length).ok_or(FrameError::Damaged)?
+        };
+        let mut rest = Some(payload);
+        for run in self.runs.iter().filter(in_payload) {
+            sink.with_pages(run.first, u64::from(run.pages), &mut |pages| {
+                for page in pages.chunks_mut(PAGE_BYTES) {
+                    rest = rest.and_then(|payload| match run.content {
+                        Content::Changed => delta::apply(payload, page),
+                        _ => payload.split_at_checked(PAGE_BYTES).map(|(bytes, rest)| {
+                            page.copy_from_slice(bytes);
+                            rest
+                        }),
+                    });
+                }
+            });
+        }
+        if rest.is_some_and(<[u8]>::is_empty) { Ok(()) } else { Err(FrameError::Delta { sequence: header.sequence }) }
+    }
+
     fn decompress(&mut self, codec: Codec, sink: &dyn PageSink) -> Result<(), FrameError> {
         let Self { runs, compressed, scratch, decompressor, .. } = self;
-        let mut into = |target: &mut [u8]| decompress_into(codec, compressed, decompressor, target);
+        let mut into = |target: &mut [u8]| decompress_all(codec, compressed, decompressor, target);
         let mut data_runs = runs.iter().filter(in_payload);
         if let (Some(only), None) = (data_runs.next(), data_runs.next()) {
             let mut result = Ok(());
@@ -337,30 +384,58 @@ impl FrameDecoder {
     }
 }
 
+/// Can a payload of so many bytes be that of so many whole and changed pages?
+fn fits(codec: Codec, payload: usize, whole_pages: u64, changed_pages: u64) -> bool {
+    let pages = whole_pages.saturating_add(changed_pages);
+    let bytes = |pages: u64, each: usize| usize::try_from(pages).unwrap_or(usize::MAX).saturating_mul(each);
+    let whole_bytes = bytes(whole_pages, PAGE_BYTES);
+    if pages > PAYLOAD_PAGES_MAX as u64 || whole_bytes > BATCH_BYTES_MAX {
+        return false;
+    }
+    // Only a page's bytes have a known length; deltas are read as long as there are some.
+    let least = whole_bytes + bytes(changed_pages, DELTA_BYTES_MIN);
+    let most = if changed_pages > 0 { BATCH_BYTES_MAX } else { whole_bytes };
+    match codec {
+        Codec::Raw => (least..=most).contains(&payload),
+        Codec::Lz4 | Codec::Zstd => (1..most).contains(&payload),
+    }
+}
+
 /// Decompresses all of `compressed` into all of `target`.
-fn decompress_into(
+fn decompress_all(
     codec: Codec,
     compressed: &[u8],
     decompressor: &mut Option<zstd::bulk::Decompressor<'static>>,
     target: &mut [u8],
 ) -> Result<(), FrameError> {
-    let written = match codec {
-        Codec::Raw => return Ok(()),
-        Codec::Lz4 => lz4_flex::block::decompress_into(compressed, target).map_err(|_| FrameError::Damaged)?,
+    let written = decompress_into(codec, compressed, decompressor, target)?;
+    if written == target.len() { Ok(()) } else { Err(FrameError::Damaged) }
+}
+
+/// Decompresses all of `compressed` into the beginning of `target`; how many bytes that are.
+fn decompress_into(
+    codec: Codec,
+    compressed: &[u8],
+    decompressor: &mut Option<zstd::bulk::Decompressor<'static>>,
+    target: &mut [u8],
+) -> Result<usize, FrameError> {
+    match codec {
+        // Nothing to do for whoever has the bytes.
+        Codec::Raw => Err(FrameError::Damaged),
+        Codec::Lz4 => lz4_flex::block::decompress_into(compressed, target).map_err(|_| FrameError::Damaged),
         Codec::Zstd => {
             if decompressor.is_none() {
                 *decompressor = zstd::bulk::Decompressor::new().ok();
             }
             let decompressor = decompressor.as_mut().ok_or(FrameError::Damaged)?;
-            decompressor.decompress_to_buffer(compressed, target).map_err(|_| FrameError::Damaged)?
+            decompressor.decompress_to_buffer(compressed, target).map_err(|_| FrameError::Damaged)
         }
-    };
-    if written == target.len() { Ok(()) } else { Err(FrameError::Damaged) }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that `filter` asks for")]
 fn in_payload(run: &&Run) -> bool {
-    run.content == Content::Payload
+    matches!(run.content, Content::Payload | Content::Changed)
 }
 
 /// Copies `bytes`, which begin `offset` bytes into the concatenated data runs, to where those runs live.

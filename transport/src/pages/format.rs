@@ -5,13 +5,19 @@
 //! | kind  | codec | runs  | payload   | sequence  | digest    | runs × 12 bytes | payload |
 //! ```
 //! Little-endian throughout. `kind` is data or mark; a mark has no runs and no payload, and carries a value for the
-//! layer above in `digest`. A run is the index of its first page and a count; the index's three top bits say that its pages are all
-//! zero, only announced, or missing.
+//! layer above in `digest`. A run is the index of its first page and a count; the index's four top bits say that its pages are all
+//! zero, only announced, missing, or changed.
+//!
+//! The payload is that of the runs in their order, encoded as a whole: of each page its bytes, or, where it is changed, a delta
+//! ([`super::delta`]) against what was sent of it before. Deltas go only to a target that has said that it takes them, and never
+//! to memory that is in use.
 
 use super::{chooser::Codec, decode::FrameError, hash::PAGE_BYTES};
 
 /// Most pages whose bytes one frame carries: a batch of 256 KiB.
 pub const BATCH_PAGES_MAX: usize = 64;
+/// Most pages that a frame says something of in its payload, by their bytes or by what changed.
+pub(super) const PAYLOAD_PAGES_MAX: usize = 4 * BATCH_PAGES_MAX;
 /// Most payload bytes before compression.
 pub const BATCH_BYTES_MAX: usize = BATCH_PAGES_MAX * PAGE_BYTES;
 /// Most runs in a frame. A batch of scattered pages, and as many zero runs between them.
@@ -26,6 +32,7 @@ pub(super) const PAYLOAD_BYTES_MAX: usize = BATCH_BYTES_MAX;
 const ZERO_BIT: u64 = 1 << 63;
 const ANNOUNCED_BIT: u64 = 1 << 62;
 const MISSING_BIT: u64 = 1 << 61;
+const CHANGED_BIT: u64 = 1 << 60;
 const KIND_DATA: u8 = 1;
 const KIND_MARK: u8 = 2;
 
@@ -98,6 +105,8 @@ impl Header {
 pub(super) enum Content {
     /// They are in the payload.
     Payload,
+    /// What changed in them since they were sent last is in the payload.
+    Changed,
     /// They are all zero.
     Zero,
     /// They will all come soon, in this flow.
@@ -122,6 +131,7 @@ impl Run {
             Content::Zero => self.first | ZERO_BIT,
             Content::Announced => self.first | ANNOUNCED_BIT,
             Content::Missing => self.first | MISSING_BIT,
+            Content::Changed => self.first | CHANGED_BIT,
         };
         bytes[..8].copy_from_slice(&first.to_le_bytes());
         bytes[8..].copy_from_slice(&self.pages.to_le_bytes());
@@ -140,6 +150,8 @@ impl Run {
             (first & !ANNOUNCED_BIT, Content::Announced)
         } else if first & MISSING_BIT != 0 {
             (first & !MISSING_BIT, Content::Missing)
+        } else if first & CHANGED_BIT != 0 {
+            (first & !CHANGED_BIT, Content::Changed)
         } else {
             (first, Content::Payload)
         };

@@ -1,3 +1,5 @@
+mod deltas;
+
 use super::*;
 use crate::session::MoveTicket;
 use proptest::prelude::*;

@@ -15,6 +15,8 @@ pub const WIRE_VERSION_RENEWAL: u16 = 2;
 
 /// Pages may come after the hand-over, on demand.
 pub const FEATURE_POST_COPY: &str = "post-copy";
+/// Pages that are sent again may come as what changed in them.
+pub const FEATURE_DELTA: &str = "delta";
 
 /// What a source says first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -28,8 +28,8 @@ pub use control::{ControlReceiver, ControlSender, STATE_BYTES_MAX, StateReceiver
 pub use demand::{DemandLane, DemandSender, DemandServer};
 pub use flow::{FlowReceiver, FlowSender, FrameParts};
 pub use hello::{
-    FEATURE_POST_COPY, Hello, TargetFacts, WIRE_VERSION_MAX, WIRE_VERSION_MIN, WIRE_VERSION_RENEWAL, Welcome,
-    WireError, WireErrorCode,
+    FEATURE_DELTA, FEATURE_POST_COPY, Hello, TargetFacts, WIRE_VERSION_MAX, WIRE_VERSION_MIN, WIRE_VERSION_RENEWAL,
+    Welcome, WireError, WireErrorCode,
 };
 pub use source::{ConnectOptions, PathStats, SourceSession};
 pub use target::{TargetListener, TargetSession};
