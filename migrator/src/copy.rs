@@ -129,6 +129,15 @@ struct Job {
     done: oneshot::Sender<Result<(), CopyError>>,
 }
 
+/// What pages go out by.
+pub(crate) struct Outlet {
+    pub(crate) flows: Vec<FlowSender>,
+    pub(crate) wire: Arc<WireCost>,
+    pub(crate) limit: Arc<BandwidthLimit>,
+    /// Memory for earlier versions of pages, in bytes, all flows together; 0 where the target takes no deltas.
+    pub(crate) delta_bytes: u64,
+}
+
 /// The workers of a move. Dropping it stops them.
 pub(crate) struct Copier<M: ?Sized> {
     shared: Arc<Shared<M>>,
@@ -148,12 +157,11 @@ impl<M: GuestPages + ?Sized + 'static> Copier<M> {
     /// When the host starts no more threads.
     pub(crate) fn start(
         machine: Arc<M>,
-        flows: Vec<FlowSender>,
-        wire: Arc<WireCost>,
         tracker: SharedTracker,
         hasher: &PageHasher,
-        limit: Arc<BandwidthLimit>,
+        outlet: Outlet,
     ) -> std::io::Result<Self> {
+        let Outlet { flows, wire, limit, delta_bytes } = outlet;
         let count = flows.len() as u64;
         let shared = Arc::new(Shared {
             tracker,
@@ -173,7 +181,7 @@ impl<M: GuestPages + ?Sized + 'static> Copier<M> {
                 shared: Arc::clone(&shared),
                 flow,
                 number,
-                encoder: BatchEncoder::new(hasher.clone(), None),
+                encoder: BatchEncoder::new(hasher.clone(), None).with_deltas(delta_bytes / count.max(1)),
                 pacer: Pacer::default(),
             };
             thread::Builder::new().name(format!("copy-{number}")).spawn(move || worker.run(&receiver))?;
@@ -306,6 +314,8 @@ impl<M: GuestPages + ?Sized> Worker<M> {
 
     /// Ranges in order, but what was demanded last goes before: whoever touched a page touches its neighbours next.
     fn push(&mut self, owed: &OwedPages, windows: &[PushWindow], ahead: u64) -> Result<(), CopyError> {
+        // Whoever runs there sees pages as soon as they are placed: they are sent as a whole from now on.
+        self.encoder.forget_versions();
         let total = self.shared.machine.layout().total_pages();
         let window = usize::try_from(self.number).ok().and_then(|number| windows.get(number));
         let (mut sent, mut hinted) = (0, None);

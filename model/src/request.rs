@@ -33,6 +33,11 @@ pub struct MoveRequest {
     /// Silence of the path that is waited for before the move counts as failed, in ms; `None` for what the hosts are set to.
     #[serde(default)]
     pub give_up_after_ms: Option<u64>,
+    /// Memory in which the source keeps pages as they were sent, so that pages that are sent again travel by what changed in them:
+    /// this many bytes at most; 0 for none, `None` for a sixteenth of the machine's memory, at most 512 MiB. Taken only as far as the
+    /// guest writes pages again, and given back when the move is over.
+    #[serde(default)]
+    pub delta_memory_bytes: Option<u64>,
     /// Only measure and predict: the move ends before the guest is paused.
     #[serde(default)]
     pub survey: bool,
@@ -81,9 +86,28 @@ impl MoveRequest {
                 Self::GIVE_UP_AFTER_MS.end()
             ));
         }
+        if let Some(bytes) = self.delta_memory_bytes.filter(|bytes| (1..Self::DELTA_MEMORY_BYTES_MIN).contains(bytes)) {
+            return Err(format!(
+                "delta_memory_bytes {bytes} is not valid: with less than {} bytes deltas are not worth having; use more, or 0 for none",
+                Self::DELTA_MEMORY_BYTES_MIN
+            ));
+        }
         Ok(())
     }
 
+    /// Memory for earlier versions of pages of a machine with `ram_bytes` of memory, in bytes.
+    #[must_use]
+    pub fn delta_memory(&self, ram_bytes: u64) -> u64 {
+        let usual = (ram_bytes / Self::DELTA_MEMORY_PART).min(Self::DELTA_MEMORY_BYTES_USUAL_MAX);
+        self.delta_memory_bytes.unwrap_or(usual)
+    }
+
+    /// Least [`Self::delta_memory_bytes`] that is not 0, in bytes.
+    pub const DELTA_MEMORY_BYTES_MIN: u64 = 1 << 20;
+    /// Unless the operator says otherwise, one part in so many of the machine's memory may be taken for earlier versions, up to a
+    /// limit in bytes: what a host can spare for a machine that leaves.
+    const DELTA_MEMORY_PART: u64 = 16;
+    const DELTA_MEMORY_BYTES_USUAL_MAX: u64 = 512 << 20;
     /// More than this is not slowing down.
     pub const SLOWDOWN_PERCENT_MAX: u8 = 95;
     /// Least [`Self::bandwidth_max`], in bytes/s.
@@ -134,6 +158,7 @@ impl Default for MoveRequest {
             deadline_ms: None,
             slowdown_percent_max: None,
             give_up_after_ms: None,
+            delta_memory_bytes: None,
             survey: false,
         }
     }
@@ -153,12 +178,24 @@ mod tests {
     }
 
     #[test]
+    fn memory_for_deltas_is_a_part_of_the_machines_unless_it_was_asked_for() {
+        let request = |delta_memory_bytes| MoveRequest { delta_memory_bytes, ..MoveRequest::default() };
+        assert_eq!(request(None).delta_memory(1 << 30), 64 << 20);
+        assert_eq!(request(None).delta_memory(1 << 40), 512 << 20);
+        assert_eq!(request(Some(0)).delta_memory(1 << 30), 0);
+        assert!(request(Some(0)).validate().is_ok() && request(Some(1 << 40)).validate().is_ok());
+        let older: MoveRequest = serde_json::from_str("{}").unwrap();
+        assert_eq!(older.delta_memory_bytes, None);
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_with_field_and_value() {
         let wrong = [
             (MoveRequest { deadline_ms: Some(300), ..MoveRequest::default() }, "deadline 300 ms"),
             (MoveRequest { slowdown_percent_max: Some(96), ..MoveRequest::default() }, "slowdown_percent_max 96"),
             (MoveRequest { bandwidth_max: Some(1), ..MoveRequest::default() }, "bandwidth_max 1 "),
             (MoveRequest { give_up_after_ms: Some(1), ..MoveRequest::default() }, "give_up_after_ms 1 "),
+            (MoveRequest { delta_memory_bytes: Some(4096), ..MoveRequest::default() }, "delta_memory_bytes 4096 "),
         ];
         for (request, about) in wrong {
             let refused = request.validate().unwrap_err();

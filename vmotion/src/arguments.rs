@@ -346,6 +346,10 @@ pub(crate) struct MoveArguments {
     /// Silence of the path after which the move counts as failed, such as 10m; until then it goes on when the path is back
     #[arg(long, value_name = "TIME", value_parser = milliseconds)]
     pub(crate) give_up_after: Option<u64>,
+    /// Memory that the source may take to send pages again by what changed in them, such as 256M; 0 for none [default: 1/16 of the
+    /// machine's memory, at most 512M]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) delta_memory: Option<ByteSize>,
     /// How memory gets there: precopy (nothing can be lost until the switch-over), postcopy (the guest goes at once, memory follows;
     /// until it has, losing a host or the path loses the guest), hybrid, or auto (precopy, and memory follows where it would not
     /// converge)

@@ -17,8 +17,8 @@ use vmotion_migrator::{
     BandwidthLimit, KvmSource, Plan,
     source::{SourceMove, SourceOptions},
 };
-use vmotion_model::{Epoch, MoveId, MoveLimit, PAGE_SIZE, Strategy};
-use vmotion_transport::session::{FEATURE_POST_COPY, Hello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
+use vmotion_model::{Epoch, MoveId, MoveLimit, MoveRequest, PAGE_SIZE};
+use vmotion_transport::session::{FEATURE_DELTA, FEATURE_POST_COPY, Hello, WIRE_VERSION_MAX, WIRE_VERSION_MIN};
 
 /// A move away that runs or ran.
 pub(super) struct Outgoing {
@@ -103,7 +103,7 @@ fn options(
     let hello = Hello {
         version_min: WIRE_VERSION_MIN,
         version_max: WIRE_VERSION_MAX,
-        features: features(request.strategy),
+        features: features(&request),
         page_size: PAGE_SIZE,
         layout: life.machine.memory().layout().clone(),
         cpu: life.machine.cpu_model().clone(),
@@ -118,7 +118,8 @@ fn options(
 }
 
 /// What this source asks of its target.
-fn features(strategy: Strategy) -> BTreeSet<String> {
-    let follows = Plan::may_hand_over(strategy);
-    follows.then(|| FEATURE_POST_COPY.to_owned()).into_iter().collect()
+fn features(request: &MoveRequest) -> BTreeSet<String> {
+    let follows = Plan::may_hand_over(request.strategy).then_some(FEATURE_POST_COPY);
+    let deltas = (request.delta_memory_bytes != Some(0)).then_some(FEATURE_DELTA);
+    follows.into_iter().chain(deltas).map(str::to_owned).collect()
 }

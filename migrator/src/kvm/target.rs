@@ -12,7 +12,10 @@ use std::{
 use vmotion_dirty_tracking::PageBitmap;
 use vmotion_machine::{Filling, Machine};
 use vmotion_model::{FollowReport, MemoryLayout, PAGE_SIZE};
-use vmotion_transport::{pages::PageSink, session::FEATURE_POST_COPY};
+use vmotion_transport::{
+    pages::PageSink,
+    session::{FEATURE_DELTA, FEATURE_POST_COPY},
+};
 
 /// A prepared machine that arrives.
 #[derive(Debug)]
@@ -49,13 +52,14 @@ impl KvmTarget {
     /// What this host can do for an arrival beyond the ordinary.
     #[must_use]
     pub fn features() -> BTreeSet<String> {
+        let mut features = BTreeSet::from([FEATURE_DELTA.to_owned()]);
         match vmotion_pager::probe() {
-            Ok(()) => BTreeSet::from([FEATURE_POST_COPY.to_owned()]),
+            Ok(()) => drop(features.insert(FEATURE_POST_COPY.to_owned())),
             Err(error) => {
                 tracing::info!(error = %vmotion_model::error_chain(&error), "memory cannot follow a guest to this host");
-                BTreeSet::new()
             }
         }
+        features
     }
 
     fn fail(&self, error: GuestError) {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     convergence::{Convergence, RoundReport},
-    copy::{Copier, Counters, SharedTracker, Task, lock},
+    copy::{Copier, Counters, Outlet, SharedTracker, Task, lock},
     digest::memory_digest,
     guest::{FrozenGuest as _, PausedGuest, SourceMachine},
     limit::BandwidthLimit,
@@ -41,8 +41,8 @@ use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
     pages::PageHasher,
     session::{
-        ConnectOptions, ControlSender, DemandServer, Hello, MoveTicket, PathStats, SourceSession, WIRE_VERSION_RENEWAL,
-        WireError, WireErrorCode,
+        ConnectOptions, ControlSender, DemandServer, FEATURE_DELTA, Hello, MoveTicket, PathStats, SourceSession,
+        WIRE_VERSION_RENEWAL, WireError, WireErrorCode,
     },
 };
 
@@ -150,6 +150,8 @@ struct Open<M> {
     copier: Option<Arc<Copier<M>>>,
     flows: Option<Vec<vmotion_transport::session::FlowSender>>,
     demand: Option<DemandServer>,
+    /// Both ends know deltas.
+    deltas: bool,
     wire: Arc<vmotion_transport::pages::WireCost>,
     /// Of each flow, once memory follows the guest.
     windows: Arc<[PushWindow]>,
@@ -383,12 +385,13 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
 
     /// Starts listening to the target, and keeps the rest for when tracking starts.
     fn keep_session(&mut self, session: SourceSession) {
-        let SourceSession { sender, receiver, flows, demand, welcome: _, wire, stats } = session;
+        let SourceSession { sender, receiver, flows, demand, welcome, wire, stats } = session;
+        let deltas = [&welcome.features, &self.options.hello.features].iter().all(|both| both.contains(FEATURE_DELTA));
         let (arrived_sender, arrived) = watch::channel(0);
         let windows: Arc<[PushWindow]> = flows.iter().map(|_| PushWindow::default()).collect();
         tokio::spawn(listen::<M>(receiver, arrived_sender, Arc::clone(&windows), self.events.clone()));
         let flows = Some(flows);
-        self.session = Some(Open { sender, stats, copier: None, flows, demand, wire, windows, arrived });
+        self.session = Some(Open { sender, stats, copier: None, flows, demand, deltas, wire, windows, arrived });
         self.note_pace();
     }
 
@@ -493,16 +496,15 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         self.tracker = track.then(|| Arc::clone(&tracker));
         // Asked after tracking started: a page touched later is reported dirty.
         let touched = self.machine.touched().map_err(|error| error_chain(&error))?;
-        let flows = session.flows.take().unwrap_or_default();
-        let copier = Copier::start(
-            Arc::clone(&self.machine),
-            flows,
-            Arc::clone(&session.wire),
-            tracker,
-            &self.hasher,
-            Arc::clone(&self.options.limit),
-        )
-        .map_err(|error| error_chain(&error))?;
+        let delta_bytes = self.options.request.delta_memory(self.machine.layout().total_bytes());
+        let outlet = Outlet {
+            flows: session.flows.take().unwrap_or_default(),
+            wire: Arc::clone(&session.wire),
+            limit: Arc::clone(&self.options.limit),
+            delta_bytes: if session.deltas { delta_bytes } else { 0 },
+        };
+        let copier = Copier::start(Arc::clone(&self.machine), tracker, &self.hasher, outlet)
+            .map_err(|error| error_chain(&error))?;
         self.counters = Arc::clone(copier.counters());
         self.counters.add_untouched(touched.pages() - touched.count());
         self.remaining = touched.count();

@@ -68,6 +68,41 @@ fn a_verified_move_over_a_lossy_path_has_equal_digests() {
     assert!(outcome.summary.as_ref().unwrap().digests.as_ref().unwrap().equal());
 }
 
+/// A guest that writes a few pages again and again, mostly a word at a time, over a path that is slow.
+fn rewriting() -> Schedule {
+    let request = MoveRequest {
+        bandwidth_max: Some(8 << 20),
+        verify: true,
+        delta_memory_bytes: Some(2 << 20),
+        strategy: Strategy::Precopy,
+        ..MoveRequest::default()
+    };
+    Schedule { request, writing: Writing { pages: 64, burst: 4, every: ms(2) }, ..Schedule::default() }
+}
+
+#[test]
+fn pages_written_in_part_travel_by_what_changed_and_arrive_whole() {
+    let outcome = must_move(rewriting());
+    let summary = outcome.summary.as_ref().unwrap();
+    assert!(summary.pages.delta > 0, "{:?}", summary.pages);
+    assert!(summary.digests.as_ref().unwrap().equal());
+}
+
+#[test]
+fn an_end_that_does_not_know_deltas_or_a_move_that_may_not_keep_pages_has_none() {
+    let without_memory = MoveRequest { delta_memory_bytes: Some(0), ..rewriting().request };
+    for schedule in [
+        Schedule { deltas: [true, false], ..rewriting() },
+        Schedule { deltas: [false, true], ..rewriting() },
+        Schedule { request: without_memory, ..rewriting() },
+    ] {
+        let outcome = must_move(schedule);
+        let summary = outcome.summary.as_ref().unwrap();
+        assert_eq!(summary.pages.delta, 0, "{:?}", summary.pages);
+        assert!(summary.digests.as_ref().unwrap().equal());
+    }
+}
+
 #[test]
 fn cancelled_at_any_state_before_the_offer_the_guest_runs_on() {
     for state in ["negotiated", "copying", "paused"] {

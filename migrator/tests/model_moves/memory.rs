@@ -1,12 +1,18 @@
 //! The model guest's memory, and what the guest knows of it.
 //!
 //! Every page holds what follows from its number and the stamp it was last written with. The stamps are the guest's
-//! registers: they travel in the saved state, the pages do not, so whoever has the registers can tell a wrong page.
+//! registers: they travel in the saved state, the pages do not, so whoever has the registers can tell a wrong page. A stamp is the
+//! number of the write that made the page anew, and how many writes of one word each came after that.
 
 use vmotion_dirty_tracking::PageBitmap;
 use vmotion_migrator::guest::{GuestError, Wants};
 
 pub(crate) const PAGE: usize = 4096;
+/// The part of a stamp that counts writes of one word.
+const WORDS_BITS: u32 = 3;
+const WORDS_MAX: u64 = (1 << WORDS_BITS) - 1;
+/// One write in so many makes a page anew, unless that is due.
+const ANEW: u64 = 3;
 
 /// What the guest knows, and takes with it.
 #[derive(Debug, Clone)]
@@ -87,10 +93,13 @@ impl Memory {
         &self.bytes[index(first) * PAGE..index(first + pages) * PAGE]
     }
 
-    /// Stamps a page. Marked as dirty after it was written, so that whoever clears the mark sees what was written.
+    /// Stamps a page, by all of its bytes or by one word. Marked as dirty after it was written, so that whoever clears the mark sees what was written.
     pub(crate) fn write(&mut self, page: u64) {
-        let stamp = self.registers.next_stamp;
+        let number = self.registers.next_stamp;
         self.registers.next_stamp += 1;
+        let before = self.registers.stamps[index(page)];
+        let anew = before == 0 || before & WORDS_MAX == WORDS_MAX || number.is_multiple_of(ANEW);
+        let stamp = if anew { number << WORDS_BITS } else { before + 1 };
         self.registers.stamps[index(page)] = stamp;
         make_content(page, stamp, &mut self.bytes[index(page) * PAGE..][..PAGE]);
         self.touched.set(page);
@@ -205,8 +214,10 @@ pub(crate) const fn index(page: u64) -> usize {
 }
 
 fn make_content(page: u64, stamp: u64, into: &mut [u8]) {
-    let mut state = (stamp ^ page << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    match stamp % 7 {
+    let (written, words) = (stamp >> WORDS_BITS, stamp & WORDS_MAX);
+    let first = (written ^ page << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut state = first;
+    match written % 7 {
         // Never written, or back to zero.
         0 => into.fill(0),
         // Compressible.
@@ -220,5 +231,10 @@ fn make_content(page: u64, stamp: u64, into: &mut [u8]) {
                 word.copy_from_slice(&state.to_le_bytes());
             }
         }
+    }
+    for word in 1..=words {
+        let value = first.rotate_left(13 * word as u32).wrapping_mul(0xd134_2543_de82_ef95);
+        let at = (value >> 32) as usize % (PAGE / 8) * 8;
+        into[at..at + 8].copy_from_slice(&value.to_le_bytes());
     }
 }

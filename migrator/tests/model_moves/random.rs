@@ -136,16 +136,21 @@ fn requests(way: Way) -> impl Strategy<Value = MoveRequest> {
     let rounds = prop_oneof![2 => Just(60u32), 1 => 1u32..4];
     // Some cannot be kept, and some hand the guest over.
     let intents = (prop::option::weighted(0.2, 400u64..4000), prop::bool::weighted(0.03));
-    (20u32..300, bandwidth, rounds, prop::bool::weighted(0.2), intents).prop_map(
-        move |(downtime_ms_max, bandwidth_max, rounds_max, verify, (deadline_ms, survey))| MoveRequest {
-            downtime_ms_max,
-            bandwidth_max,
-            rounds_max,
-            verify: verify && matches!(way, Way::Auto | Way::Precopy),
-            strategy: way,
-            deadline_ms,
-            survey,
-            ..MoveRequest::default()
+    // By default only a few versions of a guest as small as these are kept.
+    let delta_memory = prop_oneof![4 => Just(None), 4 => Just(Some(1 << 20)), 1 => Just(Some(0))];
+    (20u32..300, bandwidth, rounds, prop::bool::weighted(0.2), intents, delta_memory).prop_map(
+        move |(downtime_ms_max, bandwidth_max, rounds_max, verify, (deadline_ms, survey), delta_memory_bytes)| {
+            MoveRequest {
+                downtime_ms_max,
+                bandwidth_max,
+                rounds_max,
+                verify: verify && matches!(way, Way::Auto | Way::Precopy),
+                strategy: way,
+                deadline_ms,
+                survey,
+                delta_memory_bytes,
+                ..MoveRequest::default()
+            }
         },
     )
 }
@@ -157,20 +162,21 @@ fn schedules(way: Way) -> impl Strategy<Value = Schedule> {
         let written = pages * percent / 100;
         (pages, Writing { pages: written.max(1), burst, every: Duration::from_millis(2) })
     });
-    let follows = prop::bool::weighted(0.95);
+    let features = (prop::bool::weighted(0.95), prop::bool::weighted(0.95), prop::bool::weighted(0.95));
     let guests = (writing, source_faults(), target_faults());
-    let world = (climates(), answers(), answers(), harms(way), follows, any::<u32>());
+    let world = (climates(), answers(), answers(), harms(way), features, any::<u32>());
     (guests, requests(way), world).prop_map(
         |(
             ((pages, writing), source, target),
             request,
-            (climate, source_answers, target_answers, harm, follows, seed),
+            (climate, source_answers, target_answers, harm, (follows, at_source, at_target), seed),
         )| {
             let mut schedule = Schedule {
                 pages,
                 writing,
                 request,
                 follows,
+                deltas: [at_source, at_target],
                 climate,
                 source,
                 target,
@@ -215,6 +221,7 @@ struct Tally {
     ends: BTreeMap<(&'static str, &'static str), u64>,
     checked: u64,
     demanded: u64,
+    deltas: u64,
     failure: Option<String>,
 }
 
@@ -237,13 +244,14 @@ fn one(seed: u64, number: u64, tally: &Mutex<Tally>) {
                 (None, Some(TargetOutcome::Discarded(_))) => "source killed, lost with it",
                 (None, None) => "both killed",
             };
-            (end, outcome.witness.checked(), outcome.witness.demanded())
+            let deltas = outcome.summary.as_ref().map_or(0, |summary| summary.pages.delta);
+            (end, outcome.witness.checked(), outcome.witness.demanded(), deltas)
         })
     });
     let broken = checked.unwrap_or_else(|_| Err("a panic".to_owned()));
     let mut tally = tally.lock().unwrap();
     match broken {
-        Ok((end, checked, demanded)) => {
+        Ok((end, checked, demanded, deltas)) => {
             let way = match schedule.request.strategy {
                 Way::Auto => "auto",
                 Way::Precopy => "precopy",
@@ -253,6 +261,7 @@ fn one(seed: u64, number: u64, tally: &Mutex<Tally>) {
             *tally.ends.entry((way, end)).or_default() += 1;
             tally.checked += checked;
             tally.demanded += demanded;
+            tally.deltas += deltas;
         }
         Err(what) => {
             let repeat = format!("VMOTION_SCHEDULE_SEED={seed} VMOTION_SCHEDULE={number}");
@@ -285,12 +294,12 @@ fn no_schedule_of_faults_leaves_two_runners_or_a_lost_machine_or_a_wrong_page() 
             });
         }
     });
-    let Tally { ends, checked, demanded, failure } = tally.into_inner().unwrap();
+    let Tally { ends, checked, demanded, deltas, failure } = tally.into_inner().unwrap();
     for ((way, end), times) in &ends {
         println!("{way:>9} {times:5} {end}");
     }
     println!(
-        "{count} schedules in {:.1} s: {checked} pages compared, {demanded} demanded",
+        "{count} schedules in {:.1} s: {checked} pages compared, {demanded} demanded, {deltas} sent by what changed",
         begun.elapsed().as_secs_f64()
     );
     assert!(failure.is_none(), "{}", failure.unwrap());
@@ -302,5 +311,6 @@ fn no_schedule_of_faults_leaves_two_runners_or_a_lost_machine_or_a_wrong_page() 
             }
         }
         assert!(ends.contains_key(&("postcopy", "stranded")) && demanded > 0, "{ends:?}");
+        assert!(deltas > 100, "{deltas} pages were sent by what changed");
     }
 }

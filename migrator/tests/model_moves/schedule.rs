@@ -53,6 +53,8 @@ pub(crate) struct Schedule {
     pub(crate) request: MoveRequest,
     /// Both ends can run a guest before its memory is there.
     pub(crate) follows: bool,
+    /// Do they know deltas, by side?
+    pub(crate) deltas: [bool; 2],
     /// Newest wire version that the source speaks.
     pub(crate) wire_version: u16,
     pub(crate) silence: Duration,
@@ -74,6 +76,7 @@ impl Default for Schedule {
             writing: Writing { pages: 256, burst: 16, every: Duration::from_millis(2) },
             request: MoveRequest::default(),
             follows: true,
+            deltas: [true; 2],
             wire_version: WIRE_VERSION_MAX,
             silence: Duration::from_secs(5),
             climate: Climate::default(),

@@ -27,7 +27,7 @@ use vmotion_model::{CpuModel, Epoch, HostName, MoveId, MoveOutcome, MoveSummary,
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
     pki::Authority,
-    session::{FEATURE_POST_COPY, Hello, MoveTicket, TargetFacts, TargetListener, WIRE_VERSION_MIN},
+    session::{FEATURE_DELTA, FEATURE_POST_COPY, Hello, MoveTicket, TargetFacts, TargetListener, WIRE_VERSION_MIN},
 };
 
 /// By then every schedule has ended, on a machine that does much else too.
@@ -163,9 +163,13 @@ fn options(
     let tuning = Tuning { silence_max: schedule.silence, ..Tuning::default() };
     let layout = guest.layout().clone();
     let (machine, move_id) = (record.machine.clone(), MoveId::numbered(1));
-    let features: BTreeSet<String> = schedule.follows.then(|| FEATURE_POST_COPY.to_owned()).into_iter().collect();
+    let features = |side: Side| -> BTreeSet<String> {
+        let follows = schedule.follows.then_some(FEATURE_POST_COPY);
+        let deltas = schedule.deltas[side as usize].then_some(FEATURE_DELTA);
+        follows.into_iter().chain(deltas).map(str::to_owned).collect()
+    };
     let facts = TargetFacts {
-        features: features.clone(),
+        features: features(Side::Target),
         layout: layout.clone(),
         cpu: CpuModel::default(),
         cpus: 1,
@@ -177,7 +181,7 @@ fn options(
     let hello = Hello {
         version_min: WIRE_VERSION_MIN,
         version_max: schedule.wire_version,
-        features,
+        features: features(Side::Source),
         page_size: PAGE_SIZE,
         layout,
         cpu: CpuModel::default(),

@@ -8,7 +8,7 @@ use crate::{
 use anyhow::Result;
 use serde::Serialize;
 use vmotion_api::{ControllerClient, MoveCommand, Operation};
-use vmotion_model::{MoveId, MoveLimit, MoveOutcome, MoveRequest, Outlook, Placement};
+use vmotion_model::{ByteSize, MoveId, MoveLimit, MoveOutcome, MoveRequest, Outlook, Placement};
 
 /// Exit code of a move that did not happen while nothing was lost. One more than the API's own codes.
 const EXIT_NOT_MOVED: u8 = 8;
@@ -42,6 +42,7 @@ fn request(arguments: &MoveArguments) -> MoveRequest {
         deadline_ms: arguments.deadline,
         slowdown_percent_max: arguments.max_slowdown,
         give_up_after_ms: arguments.give_up_after,
+        delta_memory_bytes: arguments.delta_memory.map(ByteSize::bytes),
         survey: arguments.dry_run,
         ..MoveRequest::default()
     }
