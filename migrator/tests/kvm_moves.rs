@@ -5,7 +5,6 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test's panic is its report")]
 
 use std::{
-    collections::BTreeSet,
     net::UdpSocket,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -22,11 +21,14 @@ use vmotion_model::{
     Accuracy, ByteSize, DirtySource, Epoch, HostName, MachineSpec, MoveId, MoveOutcome, MoveRequest, MoveSummary,
     OwnerRecord, OwnerState, PAGE_SIZE, Strategy,
 };
-use vmotion_probe_guest::{CommandLine, ConsoleEvent, ConsoleLine, ConsoleReader, Content, Pattern, Rate};
+use vmotion_probe_guest::{CommandLine, ConsoleEvent, ConsoleLine, ConsoleReader, Content, Extent, Pattern, Rate};
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
     pki::Authority,
-    session::{FEATURE_POST_COPY, Hello, MoveTicket, TargetFacts, TargetListener, WIRE_VERSION_MAX, WIRE_VERSION_MIN},
+    session::{
+        FEATURE_DELTA, FEATURE_POST_COPY, Hello, MoveTicket, TargetFacts, TargetListener, WIRE_VERSION_MAX,
+        WIRE_VERSION_MIN,
+    },
 };
 
 struct Record(Mutex<OwnerRecord>);
@@ -191,7 +193,7 @@ impl Bench {
                 hello: Hello {
                     version_min: WIRE_VERSION_MIN,
                     version_max: WIRE_VERSION_MAX,
-                    features: BTreeSet::from([FEATURE_POST_COPY.to_owned()]),
+                    features: [FEATURE_DELTA, FEATURE_POST_COPY].map(str::to_owned).into(),
                     page_size: PAGE_SIZE,
                     layout,
                     cpu: self.machine.cpu_model().clone(),
@@ -350,6 +352,42 @@ async fn a_writing_guest_moves_there_and_back_by_dirty_log() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_writing_guest_moves_there_and_back_by_dirty_ring() {
     there_and_back("by_dirty_ring", DirtySource::Ring, Content::Random, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_writes_lines_of_its_pages_moves_by_what_changed() {
+    if kvm_is_missing("a_guest_that_writes_lines_of_its_pages_moves_by_what_changed") {
+        return;
+    }
+    let cmdline = CommandLine::new()
+        .working_set_bytes(48 << 20)
+        .rate(Rate::BytesPerSecond(30 << 20))
+        .pattern(Pattern::Zipf)
+        .content(Content::Random)
+        .extent(Extent::Line);
+    let mut bench = Bench::boot(ByteSize::mib(256), cmdline, DirtySource::Auto);
+    bench.wait_for("READY", |line| matches!(line, ConsoleLine::Ready { .. }));
+    let request = MoveRequest {
+        bandwidth_max: Some(40 << 20),
+        strategy: Strategy::Precopy,
+        verify: true,
+        delta_memory_bytes: Some(32 << 20),
+        ..MoveRequest::default()
+    };
+    for _ in 0..2 {
+        let summary = bench.must_move(request.clone()).await;
+        show(&summary);
+        assert!(summary.pages.delta > 0, "{:?}", summary.pages);
+        assert!(summary.digests.as_ref().expect("a verified move has digests").equal());
+    }
+    let without = MoveRequest { delta_memory_bytes: Some(0), ..request };
+    let summary = bench.must_move(without).await;
+    show(&summary);
+    assert_eq!(summary.pages.delta, 0);
+    // Long enough for the guest to come across many of its pages.
+    bench.wait_for("anything later", |line| matches!(line, ConsoleLine::Second(_)));
+    bench.wait_for("anything later", |line| matches!(line, ConsoleLine::Second(_)));
+    assert_eq!(bench.failures, Vec::<String>::new());
 }
 
 /// Not an assertion: prints what a larger move takes, for `cargo test -- --ignored --nocapture`.

@@ -16,6 +16,15 @@ pub enum Content {
     Random,
 }
 
+/// How much of a page that was written before a write changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it.
+    Page,
+    /// The stamp and one line of content, two of its 64 lines; the page proves all of itself as ever.
+    Line,
+}
+
 /// How pages to write are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pattern {
@@ -121,6 +130,12 @@ impl CommandLine {
             Content::Random => "random",
         };
         self.with("content", name)
+    }
+
+    /// How much of a page a write changes. Default all of it.
+    #[must_use]
+    pub fn extent(self, extent: Extent) -> Self {
+        self.with("extent", if extent == Extent::Line { "line" } else { "page" })
     }
 
     /// How pages to write are chosen. Default sequential.
@@ -237,6 +252,7 @@ mod tests {
             .rate(Rate::Unlimited)
             .verify_rate(Rate::BytesPerSecond(5))
             .content(Content::AllZero)
+            .extent(Extent::Line)
             .pattern(Pattern::ReadMostly)
             .heartbeat_ms(1)
             .beat(Beat::Byte)
@@ -252,7 +268,7 @@ mod tests {
             .poweroff(0x600, 0x34);
         assert_eq!(
             line.to_string(),
-            "ws=1048576 rate=max verify=5 content=allzero pattern=readmostly hb=1 beat=byte cpus=2 idle=spin fill=0 \
+            "ws=1048576 rate=max verify=5 content=allzero extent=line pattern=readmostly hb=1 beat=byte cpus=2 idle=spin fill=0 \
              passes=3 seconds=4 disk_rate=6 disk_span=4096 touches=1 tsc_khz=2000000 poweroff=0x600:0x34"
         );
     }

@@ -53,6 +53,20 @@ impl Layout {
     }
 }
 
+/// How much of a page that was written before a write changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// All of it.
+    Page,
+    /// The stamp, and one line of content: two of 64 lines. The checksum is that of the whole page all the same.
+    Line,
+}
+
+/// Bytes of a line.
+const LINE_BYTES: usize = 64;
+/// Room in which content makes more than padding.
+const SCRATCH_BYTES: usize = 3 * LINE_BYTES;
+
 /// The pages one vCPU owns.
 pub struct Part {
     layout: Layout,
@@ -61,6 +75,7 @@ pub struct Part {
     pub pages: u64,
     cpu: u64,
     content: Content,
+    extent: Extent,
     seed: u64,
 }
 
@@ -81,10 +96,10 @@ impl Part {
     ///
     /// # Safety
     /// Each (cpu, cpus) may be taken once, with the same `cpus` everywhere, so that no page has two owners.
-    pub unsafe fn new(layout: &Layout, cpu: u64, cpus: u64, content: Content, seed: u64) -> Self {
+    pub unsafe fn new(layout: &Layout, cpu: u64, cpus: u64, (content, extent): (Content, Extent), seed: u64) -> Self {
         let first = layout.pages * cpu / cpus;
         let pages = layout.pages * (cpu + 1) / cpus - first;
-        Self { layout: *layout, first, pages, cpu, content, seed }
+        Self { layout: *layout, first, pages, cpu, content, extent, seed }
     }
 
     /// Forgets what the RAM held before this program.
@@ -130,7 +145,7 @@ impl Part {
             stamp::verify(self.page(page), MEMORY_MAGIC, 0, index, generation)
         };
         checked.map(|()| true).map_err(|mismatch| {
-            self.overwrite(page, clock);
+            self.overwrite(page, Extent::Page, clock);
             let address = self.layout.address(index) as u64;
             Corrupt { page: index, address, expected_generation: generation, mismatch }
         })
@@ -142,11 +157,13 @@ impl Part {
     /// The page was not what was last written; it is now.
     pub fn write(&mut self, page: u64, clock: &mut Clock) -> Result<(), Corrupt> {
         let verified = self.verify(page, clock);
-        self.overwrite(page, clock);
+        // A page that was never written has nothing that could stay.
+        let extent = if *self.ledger(page) == 0 { Extent::Page } else { self.extent };
+        self.overwrite(page, extent, clock);
         verified.map(|_| ())
     }
 
-    fn overwrite(&mut self, page: u64, clock: &mut Clock) {
+    fn overwrite(&mut self, page: u64, extent: Extent, clock: &mut Clock) {
         let generation = *self.ledger(page) + 1;
         let index = self.first + page;
         let mut seed = self.seed ^ index.rotate_left(32) ^ generation;
@@ -161,7 +178,17 @@ impl Part {
         };
         let content = self.content;
         let words = self.page(page);
-        content::fill(content, bytes_of(&mut words[stamp::HEADER_WORDS..]), stamp.seed);
+        let filled = bytes_of(&mut words[stamp::HEADER_WORDS..]);
+        match extent {
+            Extent::Page => content::fill(content, filled, stamp.seed),
+            Extent::Line => {
+                let (lines, _) = filled.as_chunks_mut::<LINE_BYTES>();
+                let line = &mut lines[stamp.seed as usize % (PAGE_BYTES as usize / LINE_BYTES - 1)];
+                let mut fresh = [0; SCRATCH_BYTES];
+                content::fill(content, &mut fresh, stamp.seed);
+                line.copy_from_slice(&fresh[..LINE_BYTES]);
+            }
+        }
         if content == Content::AllZero {
             words[..stamp::HEADER_WORDS].fill(0);
         } else {

@@ -4,6 +4,7 @@ use core::str::FromStr;
 
 use crate::boot::MAX_CPUS;
 use crate::content::Content;
+use crate::memory::Extent;
 use crate::pattern::Pattern;
 
 /// Virtio-mmio windows remembered.
@@ -19,6 +20,8 @@ pub struct Options {
     /// Bytes per second of background verification; `None` is unlimited.
     pub verify: Option<u64>,
     pub content: Content,
+    /// How much of a page a write changes.
+    pub extent: Extent,
     pub pattern: Pattern,
     /// Heartbeat interval in ms.
     pub hb_ms: u64,
@@ -59,6 +62,7 @@ impl Default for Options {
             rate: Some(100 << 20),
             verify: Some(50 << 20),
             content: Content::Text,
+            extent: Extent::Page,
             pattern: Pattern::Sequential,
             hb_ms: 1000,
             beat: None,
@@ -150,6 +154,7 @@ impl Options {
                     ],
                 )?;
             }
+            "extent" => self.extent = choice(value, &[("page", Extent::Page), ("line", Extent::Line)])?,
             "hb" => self.hb_ms = number(value)?.clamp(1, 3_600_000),
             "beat" => self.beat = choice(value, &[("byte", Some(true)), ("line", Some(false)), ("auto", None)])?,
             "cpus" => self.cpus = (number(value)? as usize).clamp(1, MAX_CPUS),
