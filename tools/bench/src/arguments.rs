@@ -78,6 +78,8 @@ pub(crate) enum Table {
     Wan,
     /// What a page that is not there yet costs the guest
     Stall,
+    /// A guest that changes a line of each page it writes
+    Lines,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

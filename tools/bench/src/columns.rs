@@ -106,7 +106,7 @@ fn own(sample: &Sample, field: &str) -> f64 {
 /// The columns of a table; the first one says, too, that a move did not finish.
 pub(crate) const fn of(table: Table) -> &'static [Measure] {
     match table {
-        Table::Moves => &MOVES,
+        Table::Moves | Table::Lines => &MOVES,
         Table::NonConvergent => &NON_CONVERGENT,
         Table::Wan => &WAN,
         Table::Stall => &STALL,

@@ -228,6 +228,9 @@ impl Movable for Machine<'_> {
         if let Some(strategy) = self.mode.strategy {
             words.extend(["--strategy", strategy]);
         }
+        if let Some(memory) = self.mode.delta_memory {
+            words.extend(["--delta-memory", memory]);
+        }
         // An interrupted `vmotion move` cancels, and waits for the end.
         let command = self.service.command(self.link, &words);
         let (late, printed) = output_within(command, &[0, EXIT_NOT_MOVED], self.limit)?;

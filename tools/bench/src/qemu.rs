@@ -114,6 +114,10 @@ impl Half {
         if mode.post_copy == PostCopy::Preempt {
             capabilities.push(on("postcopy-preempt"));
         }
+        if mode.xbzrle_bytes > 0 {
+            capabilities.push(on("xbzrle"));
+            parameters["xbzrle-cache-size"] = mode.xbzrle_bytes.into();
+        }
         if mode.zstd {
             parameters["multifd-compression"] = "zstd".into();
         }

@@ -9,12 +9,19 @@ pub(crate) struct OurMode {
     pub(crate) name: &'static str,
     /// For `--strategy`; its default where nothing is said.
     pub(crate) strategy: Option<&'static str>,
+    /// For `--delta-memory`, likewise.
+    pub(crate) delta_memory: Option<&'static str>,
 }
 
 impl OurMode {
-    pub(crate) const DEFAULT: Self = Self { name: "vmotion", strategy: None };
-    pub(crate) const AUTO: Self = Self { name: "vmotion auto", strategy: Some("auto") };
-    pub(crate) const POST_COPY: Self = Self { name: "vmotion post-copy", strategy: Some("postcopy") };
+    pub(crate) const DEFAULT: Self = Self { name: "vmotion", strategy: None, delta_memory: None };
+    pub(crate) const AUTO: Self = Self { name: "vmotion auto", strategy: Some("auto"), ..Self::DEFAULT };
+    pub(crate) const POST_COPY: Self = Self { name: "vmotion post-copy", strategy: Some("postcopy"), ..Self::DEFAULT };
+    const PRE_COPY: Self = Self { name: "vmotion pre-copy", strategy: Some("precopy"), ..Self::DEFAULT };
+
+    /// With and without deltas. Pre-copy only: a guest that is handed over sends nothing again.
+    pub(crate) const DELTAS: [Self; 2] =
+        [Self::PRE_COPY, Self { name: "vmotion pre-copy, no deltas", delta_memory: Some("0"), ..Self::PRE_COPY }];
 }
 
 /// A way for QEMU to migrate.
@@ -25,6 +32,8 @@ pub(crate) struct QemuMode {
     pub(crate) channels: u32,
     pub(crate) zstd: bool,
     pub(crate) tls: bool,
+    /// Its deltas, with a cache of this many bytes; 0 is without.
+    pub(crate) xbzrle_bytes: u64,
     pub(crate) post_copy: PostCopy,
     pub(crate) downtime_ms_max: u32,
 }
@@ -50,6 +59,7 @@ impl QemuMode {
         channels: 0,
         zstd: false,
         tls: false,
+        xbzrle_bytes: 0,
         post_copy: PostCopy::No,
         downtime_ms_max: DOWNTIME_MS_MAX,
     };
@@ -80,6 +90,10 @@ impl QemuMode {
 
     /// For a guest that writes faster than the link carries.
     pub(crate) const NON_CONVERGENT: [Self; 3] = [Self::PLAIN, Self::POST_COPY[0], Self::POST_COPY[1]];
+
+    /// For a guest that changes a little of many pages. The cache is as large as ours by default.
+    pub(crate) const LINES: [Self; 2] =
+        [Self::PLAIN, Self { name: "QEMU xbzrle", xbzrle_bytes: 64 << 20, ..Self::PLAIN }];
 
     /// For a long link: one connection, and several.
     pub(crate) const WAN: [Self; 4] = [

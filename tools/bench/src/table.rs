@@ -7,7 +7,7 @@ use crate::{
 use anyhow::{Result, bail};
 use std::time::Duration;
 use vmotion_model::ByteSize;
-use vmotion_probe_guest::{CommandLine, Content, Pattern, Rate};
+use vmotion_probe_guest::{CommandLine, Content, Extent, Pattern, Rate};
 
 /// Everything that was asked for, with what the table says where nothing was.
 #[derive(Debug)]
@@ -51,6 +51,13 @@ impl Table {
             },
             Self::Wan => Defaults { link: LinkChoice::Wan, rate: ByteSize::mib(10), ..random },
             Self::Stall => Defaults { link: LinkChoice::Loopback, ..random },
+            Self::Lines => Defaults {
+                link: LinkChoice::Gigabit,
+                content: ContentChoice::Random,
+                working_set: ByteSize::mib(64),
+                rate: ByteSize::mib(200),
+                ..moves
+            },
         }
     }
 
@@ -61,6 +68,7 @@ impl Table {
             Self::NonConvergent => (&[OurMode::AUTO], &QemuMode::NON_CONVERGENT),
             Self::Wan => (&[OurMode::DEFAULT], &QemuMode::WAN),
             Self::Stall => (&[OurMode::POST_COPY], &QemuMode::POST_COPY),
+            Self::Lines => (&OurMode::DELTAS, &QemuMode::LINES),
         };
         let theirs = theirs.iter().copied().map(Contestant::Qemu);
         ours.iter().copied().map(Contestant::Ours).chain(theirs).collect()
@@ -100,7 +108,11 @@ impl Plan {
             .content(content)
             .pattern(self.pattern)
             .heartbeat_ms(1);
-        if self.table == Table::Stall { line.touches(true).to_string() } else { line.to_string() }
+        match self.table {
+            Table::Stall => line.touches(true).to_string(),
+            Table::Lines => line.extent(Extent::Line).to_string(),
+            Table::Moves | Table::NonConvergent | Table::Wan => line.to_string(),
+        }
     }
 }
 
