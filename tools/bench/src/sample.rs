@@ -19,9 +19,12 @@ impl OurMode {
     pub(crate) const POST_COPY: Self = Self { name: "vmotion post-copy", strategy: Some("postcopy"), ..Self::DEFAULT };
     const PRE_COPY: Self = Self { name: "vmotion pre-copy", strategy: Some("precopy"), ..Self::DEFAULT };
 
-    /// With and without deltas. Pre-copy only: a guest that is handed over sends nothing again.
-    pub(crate) const DELTAS: [Self; 2] =
-        [Self::PRE_COPY, Self { name: "vmotion pre-copy, no deltas", delta_memory: Some("0"), ..Self::PRE_COPY }];
+    /// With and without deltas, and what is done with such a guest unless pre-copy is asked for.
+    pub(crate) const DELTAS: [Self; 3] = [
+        Self::PRE_COPY,
+        Self { name: "vmotion pre-copy, no deltas", delta_memory: Some("0"), ..Self::PRE_COPY },
+        Self::AUTO,
+    ];
 }
 
 /// A way for QEMU to migrate.
