@@ -255,7 +255,6 @@ proptest! {
 /// `cargo test -p vmotion-transport -- --ignored --nocapture what_a_page_costs`.
 #[test]
 #[ignore = "a measurement, run by hand"]
-#[expect(clippy::print_stdout, reason = "what it is for")]
 fn what_a_page_costs_with_deltas_and_without() {
     const MANY: usize = 16_384;
     type Write = fn(&mut [u8], u64);
