@@ -13,7 +13,7 @@ pub(crate) const STATE_PREFIX_BYTES: usize = 8;
 /// Source to target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ToTarget {
-    /// The guest will be paused at once: open the store connection, be ready.
+    /// The guest will be paused at once: be ready.
     PauseSoon,
     /// The machine is yours if you win the record. All pages precede the final mark on every flow; the state has its own
     /// stream.

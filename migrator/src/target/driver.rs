@@ -13,7 +13,10 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::MissedTickBehavior,
+};
 use tokio_util::sync::CancellationToken;
 use vmotion_model::{Epoch, FollowReport, HostName, OwnerRecord, error_chain};
 use vmotion_transport::{
@@ -31,6 +34,8 @@ const LATE: Duration = Duration::from_millis(500);
 /// ago and arrive together, or a round trip apart when packets have to be sent again.
 const RENEWAL_SHARE: u32 = 10;
 const RENEWAL_WAIT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+/// How often the connection to the store is used, so that it is there when the pause comes.
+const KEEP_WARM: Duration = Duration::from_secs(3);
 
 /// What an arriving machine needs to know.
 #[derive(Debug, Clone)]
@@ -205,7 +210,8 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
         tokio::spawn(take_states(control.state_receiver(), arrivals.clone()));
         tokio::spawn(async move { hear(&mut control, &arrivals).await });
 
-        self.warm_up_store();
+        let mut keep_warm = tokio::time::interval(KEEP_WARM);
+        keep_warm.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut marks = Marks::new(flows);
         let mut acknowledged = 0;
         let mut offer: Option<Offer> = None;
@@ -220,16 +226,24 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
                     Some(arrival) => arrival,
                     None => break,
                 },
-                None => inbox.recv().await,
+                None => {
+                    // Not in the pause: a connection that waits for one answer takes no second question, and the one that counts is next.
+                    let pausing = self.pause_noticed.is_some_and(|noticed| noticed.elapsed() < LATE);
+                    tokio::select! {
+                        biased;
+                        arrival = inbox.recv() => arrival,
+                        _ = keep_warm.tick(), if !pausing => {
+                            self.warm_up_store();
+                            continue;
+                        }
+                    }
+                }
             };
             let Some(arrival) = arrival else { return Event::Failed("the session ended".to_owned()) };
             match arrival {
                 Arrival::Mark { flow, mark } => marks.reached(flow, mark),
                 Arrival::State { mark, state } => self.state = Some((mark, state)),
-                Arrival::Message(ToTarget::PauseSoon) => {
-                    self.pause_noticed = Some(Instant::now());
-                    self.warm_up_store();
-                }
+                Arrival::Message(ToTarget::PauseSoon) => self.pause_noticed = Some(Instant::now()),
                 Arrival::Message(ToTarget::Offer { expected, digest, mark, owes }) => {
                     if expected != self.options.expected {
                         return Event::Failed("the offer names another owner record than this move's".to_owned());
@@ -249,7 +263,6 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
             let round = marks.round_everywhere();
             if round > acknowledged {
                 acknowledged = round;
-                self.warm_up_store();
                 // A round after a pause means that the pause was taken back. The source declares nothing before it has heard of this.
                 self.machine.forget_missing();
                 let Some(session) = &mut self.session else { return Event::Failed("there is no session".to_owned()) };
