@@ -38,6 +38,9 @@ impl Default for Tuning {
 /// In bytes. Bulk data comes in bursts of a whole window; a small socket buffer would drop them.
 pub(crate) const SOCKET_BUFFER_BYTES: usize = 16 << 20;
 
+/// Parts of flows that were sent again and wait to be sent, or to be read. What is more is dropped.
+const COPIES_BYTES: usize = 4 << 20;
+
 fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
@@ -82,7 +85,8 @@ impl Tuning {
             .send_window(u64::from(self.window_bytes))
             .max_concurrent_bidi_streams(VarInt::from_u32(4))
             .max_concurrent_uni_streams(VarInt::from_u32(16))
-            .datagram_receive_buffer_size(None)
+            .datagram_receive_buffer_size(Some(COPIES_BYTES))
+            .datagram_send_buffer_size(COPIES_BYTES)
             .max_idle_timeout(IdleTimeout::try_from(self.silence_max).ok())
             .keep_alive_interval(Some(self.silence_max / 10))
             .initial_rtt(Duration::from_millis(100))

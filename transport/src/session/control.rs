@@ -1,12 +1,15 @@
 //! The control stream: messages of the layer above, length-prefixed postcard, and state blobs on streams of their own.
 
 use super::SessionError;
+use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Longest control message, in bytes. The longest ones are progress reports and refusals.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
 /// Longest saved state of a machine, in bytes: 64 vCPUs with AMX state and every device stay below 2 MiB.
 pub const STATE_BYTES_MAX: usize = 16 << 20;
+/// Before each message, its own not included.
+const LENGTH_BYTES: usize = 4;
 /// Control goes before anything else of its connection.
 const PRIORITY_CONTROL: i32 = 100;
 const PRIORITY_STATE: i32 = 50;
@@ -42,14 +45,14 @@ impl ControlSender {
     /// # Errors
     /// [`SessionError::Lost`] when the connection is gone.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), SessionError> {
-        write_message(&mut self.stream, message).await
+        write_message(&mut self.stream, message).await.map(drop)
     }
 
     /// Sends a state blob on a stream of its own.
     ///
     /// # Errors
     /// [`SessionError::Lost`] when the connection is gone.
-    pub async fn send_state(&self, state: Vec<u8>) -> Result<(), SessionError> {
+    pub async fn send_state(&self, state: impl Into<Bytes>) -> Result<(), SessionError> {
         let mut stream = self.connection.open_uni().await?;
         let _ = stream.set_priority(PRIORITY_STATE);
         stream.write_chunk(state.into()).await?;
@@ -106,7 +109,14 @@ impl StateReceiver {
 pub(super) async fn read_message<T: DeserializeOwned>(
     stream: &mut quinn::RecvStream,
 ) -> Result<Option<T>, SessionError> {
-    let mut length = [0; 4];
+    Ok(read_counted(stream).await?.map(|(message, _)| message))
+}
+
+/// A message, and the bytes it took of its stream.
+pub(super) async fn read_counted<T: DeserializeOwned>(
+    stream: &mut quinn::RecvStream,
+) -> Result<Option<(T, u64)>, SessionError> {
+    let mut length = [0; LENGTH_BYTES];
     match stream.read_exact(&mut length).await {
         Ok(()) => {}
         Err(quinn::ReadExactError::FinishedEarly(0)) => return Ok(None),
@@ -118,20 +128,23 @@ pub(super) async fn read_message<T: DeserializeOwned>(
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.map_err(|error| SessionError::Lost(error.to_string()))?;
-    postcard::from_bytes(&body).map(Some).map_err(|error| SessionError::Protocol(error.to_string()))
+    let message = postcard::from_bytes(&body).map_err(|error| SessionError::Protocol(error.to_string()))?;
+    Ok(Some((message, (LENGTH_BYTES + length) as u64)))
 }
 
+/// Writes a message; the bytes it takes of its stream.
 pub(super) async fn write_message<T: Serialize>(
     stream: &mut quinn::SendStream,
     message: &T,
-) -> Result<(), SessionError> {
+) -> Result<u64, SessionError> {
     let body = postcard::to_stdvec(message).map_err(|error| SessionError::Protocol(error.to_string()))?;
     debug_assert!(body.len() <= MESSAGE_BYTES_MAX, "a message we make must be one the peer takes");
     let length = u32::try_from(body.len()).map_err(|error| SessionError::Protocol(error.to_string()))?;
     // One write, so that one packet carries the whole message.
-    let mut framed = Vec::with_capacity(4 + body.len());
+    let mut framed = Vec::with_capacity(LENGTH_BYTES + body.len());
     framed.extend_from_slice(&length.to_le_bytes());
     framed.extend_from_slice(&body);
+    let taken = framed.len() as u64;
     stream.write_chunk(framed.into()).await?;
-    Ok(())
+    Ok(taken)
 }

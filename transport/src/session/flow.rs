@@ -1,6 +1,10 @@
 //! Bulk flows: one connection, one stream, page frames in order.
 
-use super::SessionError;
+use super::{
+    SessionError,
+    copies::CopySender,
+    mend::{Copy, Mender},
+};
 use crate::pages::{FrameDecoder, PageSink, WireCost};
 use bytes::Bytes;
 use std::{sync::Arc, time::Instant};
@@ -25,11 +29,12 @@ pub struct FlowSender {
 }
 
 impl FlowSender {
-    pub(super) fn start(mut stream: quinn::SendStream, wire: Arc<WireCost>) -> Self {
+    pub(super) fn start(mut stream: quinn::SendStream, wire: Arc<WireCost>, mut copies: CopySender) -> Self {
         let (queue, mut frames) = mpsc::channel::<FrameParts>(QUEUE_FRAMES);
         let writer = tokio::spawn(async move {
             while let Some(mut frame) = frames.recv().await {
                 let bytes = frame.iter().map(Bytes::len).sum::<usize>() as u64;
+                copies.send(&frame);
                 let start = Instant::now();
                 stream.write_all_chunks(&mut frame).await?;
                 // Small frames say more about scheduling than about the link.
@@ -64,10 +69,23 @@ impl FlowSender {
 /// The target's end of a flow.
 #[derive(Debug)]
 pub struct FlowReceiver {
-    pub(super) stream: quinn::RecvStream,
+    stream: quinn::RecvStream,
+    /// Bytes of the stream read so far.
+    position: u64,
+    /// Parts of the stream that were sent again.
+    copies: Option<mpsc::Receiver<Copy>>,
 }
 
 impl FlowReceiver {
+    /// Of a stream of which `position` bytes were read already.
+    pub(super) const fn new(stream: quinn::RecvStream, position: u64) -> Self {
+        Self { stream, position, copies: None }
+    }
+
+    pub(super) fn with_copies(self, copies: mpsc::Receiver<Copy>) -> Self {
+        Self { copies: Some(copies), ..self }
+    }
+
     /// Decodes the flow into `sink` until its end; `on_mark` hears every mark in order. Returns the pages placed.
     ///
     /// # Errors
@@ -84,18 +102,41 @@ impl FlowReceiver {
     {
         let adapter = Borrowed(sink);
         let mut chunks: [Bytes; READ_CHUNKS] = std::array::from_fn(|_| Bytes::new());
-        while let Some(count) =
-            self.stream.read_chunks(&mut chunks).await.map_err(|error| SessionError::Lost(error.to_string()))?
-        {
-            for chunk in &mut chunks[..count] {
-                decoder.feed(&std::mem::take(chunk), &adapter, &mut on_mark)?;
+        let (mut mender, mut ready) = (Mender::new(self.position), Vec::new());
+        loop {
+            tokio::select! {
+                biased;
+                count = self.stream.read_chunks(&mut chunks) => {
+                    let Some(count) = count.map_err(|error| SessionError::Lost(error.to_string()))? else { break };
+                    for chunk in &mut chunks[..count] {
+                        let bytes = std::mem::take(chunk);
+                        let at = self.position;
+                        self.position += bytes.len() as u64;
+                        mender.take(Copy { at, bytes }, &mut ready);
+                    }
+                }
+                copy = next(&mut self.copies) => mender.take(copy, &mut ready),
+            }
+            for bytes in ready.drain(..) {
+                decoder.feed(&bytes, &adapter, &mut on_mark)?;
             }
         }
-        if !decoder.is_idle() {
+        if !decoder.is_idle() || mender.position() != self.position {
             return Err(SessionError::Lost("a page flow ended inside a frame".to_owned()));
         }
         Ok(decoder.pages())
     }
+}
+
+/// Never, where there are none any more.
+async fn next(copies: &mut Option<mpsc::Receiver<Copy>>) -> Copy {
+    if let Some(waiting) = copies {
+        if let Some(copy) = waiting.recv().await {
+            return copy;
+        }
+        *copies = None;
+    }
+    std::future::pending().await
 }
 
 /// Lends an unsized sink where a `dyn PageSink` is asked for.

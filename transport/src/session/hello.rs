@@ -9,9 +9,12 @@ use vmotion_model::{CpuModel, Epoch, MachineName, MemoryLayout, MoveId, PAGE_SIZ
 /// Oldest wire version this build speaks.
 pub const WIRE_VERSION_MIN: u16 = 1;
 /// Newest wire version this build speaks.
-pub const WIRE_VERSION_MAX: u16 = 2;
+pub const WIRE_VERSION_MAX: u16 = 3;
 /// From this wire version on a target understands that an offer is taken back and the move goes on.
 pub const WIRE_VERSION_RENEWAL: u16 = 2;
+
+/// From this wire version on a target takes marks in quick succession, parts of flows a second time, and a saved state twice.
+pub const WIRE_VERSION_COPIES: u16 = 3;
 
 /// Pages may come after the hand-over, on demand.
 pub const FEATURE_POST_COPY: &str = "post-copy";

@@ -7,16 +7,18 @@
 //!   │ flow connection 0..n: Opening{ticket, flow} ───────────▶ │
 //!   │ control: messages of the layer above, both ways ◀──────▶ │
 //!   │ control: state blobs, each a stream of its own ────────▶ │
-//!   │ flow k: page frames and marks ─────────────────────────▶ │
+//!   │ flow k: page frames and marks ─────────────────────────▶ │ (parts of it again in datagrams, where a lost packet would cost much)
 //!   │ demand connection: page indices ◀── page frames ───────▶ │ (to a port of its own; only where memory can follow the guest)
 //! ```
 //! Control and each flow are connections of their own, so bulk loss and bulk backlog never delay control. A connection
 //! that does not show the ticket of this move within seconds is closed and forgotten; it cannot end the session.
 
 mod control;
+mod copies;
 mod demand;
 mod flow;
 mod hello;
+mod mend;
 mod source;
 mod target;
 mod urgent;
@@ -25,11 +27,12 @@ mod urgent;
 mod tests;
 
 pub use control::{ControlReceiver, ControlSender, STATE_BYTES_MAX, StateReceiver};
+pub use copies::Copies;
 pub use demand::{DemandLane, DemandSender, DemandServer};
 pub use flow::{FlowReceiver, FlowSender, FrameParts};
 pub use hello::{
-    FEATURE_DELTA, FEATURE_POST_COPY, Hello, TargetFacts, WIRE_VERSION_MAX, WIRE_VERSION_MIN, WIRE_VERSION_RENEWAL,
-    Welcome, WireError, WireErrorCode,
+    FEATURE_DELTA, FEATURE_POST_COPY, Hello, TargetFacts, WIRE_VERSION_COPIES, WIRE_VERSION_MAX, WIRE_VERSION_MIN,
+    WIRE_VERSION_RENEWAL, Welcome, WireError, WireErrorCode,
 };
 pub use source::{ConnectOptions, PathStats, SourceSession};
 pub use target::{TargetListener, TargetSession};

@@ -2,7 +2,8 @@
 
 use super::{
     ALPN, ControlReceiver, ControlSender, DemandServer, ESTABLISH_TIMEOUT, FEATURE_POST_COPY, FlowSender, Hello, Lane,
-    MoveTicket, Opening, SessionError, Urgent, Welcome, WireError, control,
+    MoveTicket, Opening, SessionError, Urgent, WIRE_VERSION_COPIES, Welcome, WireError, control,
+    copies::{Copies, CopySender},
 };
 use crate::{ExpectedPeer, Identity, pages::WireCost, socket, tuning::Tuning};
 use quinn::crypto::rustls::QuicClientConfig;
@@ -47,9 +48,14 @@ pub struct SourceSession {
     pub welcome: Welcome,
     /// What a byte costs on the wire, as all flows measure it.
     pub wire: Arc<WireCost>,
+    /// Whether what flows send is sent again at once.
+    pub copies: Copies,
     /// Counters of all connections.
     pub stats: PathStats,
 }
+
+/// What of a packet is neither stream nor datagram, in bytes: flags, connection id, packet number, tag, the head of a frame.
+const PACKET_HEAD_BYTES: u64 = 32;
 
 /// Reads the counters of a session's connections, and closes them.
 #[derive(Debug, Clone)]
@@ -107,6 +113,13 @@ impl PathStats {
         Duration::from_nanos(before.min(now))
     }
 
+    /// Bytes of streams and datagrams that have left this host and were not lost, about: never much less than it is.
+    #[must_use]
+    pub fn payload_bytes_delivered(&self) -> u64 {
+        let mtu = u64::from(self.mtu()).max(PACKET_HEAD_BYTES + 1);
+        self.udp_bytes_delivered() / mtu * (mtu - PACKET_HEAD_BYTES)
+    }
+
     /// Largest UDP payload in use, in bytes.
     #[must_use]
     pub fn mtu(&self) -> u16 {
@@ -162,6 +175,7 @@ impl SourceSession {
         }
 
         let wire = Arc::new(WireCost::default());
+        let copies = Copies::default();
         let mut flows = Vec::new();
         let mut bulk = Vec::new();
         for flow in 0..welcome.flows {
@@ -172,8 +186,10 @@ impl SourceSession {
                 bulk.push(connection.ok_or_else(ended)?.map_err(|_| ended())??);
             }
             let mut stream = bulk[lane].open_uni().await?;
-            control::write_message(&mut stream, &opening(Lane::Flow(flow))).await?;
-            flows.push(FlowSender::start(stream, Arc::clone(&wire)));
+            let position = control::write_message(&mut stream, &opening(Lane::Flow(flow))).await?;
+            let connection = (welcome.version >= WIRE_VERSION_COPIES).then(|| bulk[lane].clone());
+            let copies = CopySender { connection, flow, position, copies: copies.clone() };
+            flows.push(FlowSender::start(stream, Arc::clone(&wire), copies));
         }
         let mut connections = vec![control_connection.clone()];
         connections.extend(bulk);
@@ -192,6 +208,7 @@ impl SourceSession {
             demand,
             welcome,
             wire,
+            copies,
             stats: PathStats { connections, least_rtt_ns: Arc::new(AtomicU64::new(u64::MAX)) },
         })
     }

@@ -2,7 +2,7 @@
 
 use super::{
     ALPN, ControlReceiver, ControlSender, DemandLane, DemandSender, FEATURE_POST_COPY, FlowReceiver, Hello, Lane,
-    MoveTicket, OPENING_TIMEOUT, Opening, SessionError, TargetFacts, Urgent, Welcome, WireError, control,
+    MoveTicket, OPENING_TIMEOUT, Opening, SessionError, TargetFacts, Urgent, Welcome, WireError, control, copies,
 };
 use crate::{ExpectedPeer, Identity, Principal, socket, tuning::Tuning};
 use quinn::crypto::rustls::QuicServerConfig;
@@ -73,7 +73,7 @@ impl TargetSession {
 /// A connection that has shown the ticket.
 enum Opened {
     Control { connection: quinn::Connection, send: quinn::SendStream, receive: quinn::RecvStream },
-    Flow { flow: u8, connection: quinn::Connection, stream: quinn::RecvStream },
+    Flow { flow: u8, connection: quinn::Connection, receiver: FlowReceiver },
     Demand { connection: quinn::Connection, send: quinn::SendStream, receive: quinn::RecvStream },
 }
 
@@ -213,7 +213,10 @@ async fn admit(first: Opened, ticket: &MoveTicket, opened: &mpsc::Sender<Opened>
 async fn open_flow(connection: &quinn::Connection, ticket: &MoveTicket) -> Result<Option<Opened>, SessionError> {
     let mut stream = connection.accept_uni().await?;
     match read_opening(&mut stream, ticket).await? {
-        Some(Lane::Flow(flow)) => Ok(Some(Opened::Flow { flow, connection: connection.clone(), stream })),
+        Some((Lane::Flow(flow), position)) => {
+            let receiver = FlowReceiver::new(stream, position);
+            Ok(Some(Opened::Flow { flow, connection: connection.clone(), receiver }))
+        }
         _ => {
             connection.close(1u32.into(), b"the opening is not that of a flow");
             Ok(None)
@@ -238,7 +241,7 @@ async fn open(incoming: quinn::Incoming, expected: &ExpectedPeer, ticket: &MoveT
     let (lane, opened) = tokio::select! {
         stream = connection.accept_bi() => {
             let (send, mut receive) = stream?;
-            let lane = read_opening(&mut receive, ticket).await?;
+            let lane = read_opening(&mut receive, ticket).await?.map(|(lane, _)| lane);
             let connection = connection.clone();
             let opened = if lane == Some(Lane::Demand) {
                 Opened::Demand { connection, send, receive }
@@ -249,9 +252,10 @@ async fn open(incoming: quinn::Incoming, expected: &ExpectedPeer, ticket: &MoveT
         }
         stream = connection.accept_uni() => {
             let mut stream = stream?;
-            let lane = read_opening(&mut stream, ticket).await?;
+            let (lane, position) = read_opening(&mut stream, ticket).await?.unzip();
             let flow = if let Some(Lane::Flow(flow)) = lane { flow } else { u8::MAX };
-            (lane, Opened::Flow { flow, connection: connection.clone(), stream })
+            let receiver = FlowReceiver::new(stream, position.unwrap_or_default());
+            (lane, Opened::Flow { flow, connection: connection.clone(), receiver })
         }
     };
     match (lane, &opened) {
@@ -263,10 +267,14 @@ async fn open(incoming: quinn::Incoming, expected: &ExpectedPeer, ticket: &MoveT
     }
 }
 
-/// The lane an opening asks for; `None` when its ticket is wrong.
-async fn read_opening(stream: &mut quinn::RecvStream, ticket: &MoveTicket) -> Result<Option<Lane>, SessionError> {
-    let opening: Option<Opening> = control::read_message(stream).await?;
-    Ok(opening.filter(|opening| MoveTicket::from_bytes(opening.ticket).matches(ticket)).map(|opening| opening.lane))
+/// The lane an opening asks for, and the bytes it took of its stream; `None` when its ticket is wrong.
+async fn read_opening(
+    stream: &mut quinn::RecvStream,
+    ticket: &MoveTicket,
+) -> Result<Option<(Lane, u64)>, SessionError> {
+    let opening: Option<(Opening, u64)> = control::read_counted(stream).await?;
+    let ours = opening.filter(|(opening, _)| MoveTicket::from_bytes(opening.ticket).matches(ticket));
+    Ok(ours.map(|(opening, taken)| (opening.lane, taken)))
 }
 
 struct Gathered {
@@ -309,18 +317,18 @@ async fn gather(
     };
     let mut slots: Vec<Option<FlowReceiver>> = (0..welcome.flows).map(|_| None).collect();
     let on_demand = welcome.features.contains(FEATURE_POST_COPY);
-    let (mut demand, mut connections) = (None, Vec::new());
+    let (mut demand, mut bulk, mut connections) = (None, Vec::<quinn::Connection>::new(), Vec::new());
     loop {
-        for bulk in early.drain(..) {
-            match bulk {
-                Opened::Flow { flow, connection, stream } => {
+        for lane in early.drain(..) {
+            match lane {
+                Opened::Flow { flow, connection, receiver } => {
                     if let Some(slot) = slots.get_mut(usize::from(flow)).filter(|slot| slot.is_none()) {
-                        *slot = Some(FlowReceiver { stream });
-                        connections.push(connection);
+                        *slot = Some(receiver);
+                        bulk.push(connection);
                     }
                 }
                 Opened::Demand { connection, send, receive } if on_demand && demand.is_none() => {
-                    demand = Some((DemandSender { stream: send }, FlowReceiver { stream: receive }));
+                    demand = Some((DemandSender { stream: send }, FlowReceiver::new(receive, 0)));
                     connections.push(connection);
                 }
                 Opened::Demand { .. } | Opened::Control { .. } => {}
@@ -331,7 +339,15 @@ async fn gather(
         }
         early.push(opened.recv().await.ok_or_else(gone)?);
     }
-    let flows = slots.into_iter().flatten().collect();
+    // One reader for each connection, however many flows it carries.
+    bulk.sort_by_key(quinn::Connection::stable_id);
+    bulk.dedup_by_key(|connection| connection.stable_id());
+    let (ways, copies) = copies::ways(welcome.flows);
+    for connection in &bulk {
+        tokio::spawn(copies::hand_out(connection.clone(), ways.clone()));
+    }
+    connections.extend(bulk);
+    let flows = slots.into_iter().flatten().zip(copies).map(|(flow, copies)| flow.with_copies(copies)).collect();
     Ok(Gathered { connection, send, receive, hello, flows, demand, connections })
 }
 

@@ -95,6 +95,23 @@ impl PageSink for Memory {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_messages_and_state_cross_a_session() {
+    assert_eq!(cross_a_session(hello(), false).await, 0);
+}
+
+/// A frame that came twice would be refused, a byte that came in the wrong place as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_that_are_sent_again_at_once_arrive_once() {
+    assert!(cross_a_session(hello(), true).await > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_does_not_know_copies_is_sent_none() {
+    let old = Hello { version_max: WIRE_VERSION_COPIES - 1, ..hello() };
+    assert_eq!(cross_a_session(old, true).await, 0);
+}
+
+/// Pages on two flows, a state, and a message each way; the bytes that were sent again.
+async fn cross_a_session(hello: Hello, again: bool) -> u64 {
     let world = world();
     let ticket = MoveTicket::random();
     let (listener, address) = listen(&world, &ticket);
@@ -123,8 +140,9 @@ async fn pages_messages_and_state_cross_a_session() {
         let bytes = memory.0.lock().unwrap().clone();
         (pages, state.len(), bytes)
     });
-    let mut session = SourceSession::connect(options(&world.source, &ticket, address), &hello()).await.unwrap();
+    let mut session = SourceSession::connect(options(&world.source, &ticket, address), &hello).await.unwrap();
     assert_eq!(session.flows.len(), 2);
+    session.copies.want(again);
     let hasher = PageHasher::new(&ticket);
     let known = std::sync::Arc::new(KnownPages::all_zero(1024, &hasher));
     for (number, flow) in (0u64..).zip(session.flows.drain(..)) {
@@ -157,6 +175,7 @@ async fn pages_messages_and_state_cross_a_session() {
     for (index, page) in bytes.chunks(4096).enumerate() {
         assert!(page.iter().all(|byte| usize::from(*byte) == index % 251), "page {index}");
     }
+    session.copies.bytes()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
