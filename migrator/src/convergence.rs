@@ -12,10 +12,15 @@ use std::time::Duration;
 pub struct RoundReport {
     /// Pages handled, sent or not.
     pub pages: u64,
-    /// Time from the first page read to the last one in the target's memory.
+    /// Time from the first page read to the last one in the target's memory, or, where the next round follows before that is known, on
+    /// its way.
     pub duration: Duration,
-    /// Pages dirtied meanwhile: what remains.
+    /// The end of it, in which nothing was left to be sent and the last page was only on its way.
+    pub way: Duration,
+    /// Pages that are dirty now: what remains.
     pub remaining_pages: u64,
+    /// The time in which they were dirtied; shorter than the round where some were sent again meanwhile.
+    pub dirtied_in: Duration,
     /// Least round-trip time of the path.
     pub rtt: Duration,
 }
@@ -73,7 +78,12 @@ const STALLED_ROUNDS_MAX: u32 = 6;
 const GONE_RATIO: f64 = 4.0;
 const GONE_MS: f64 = 1000.0;
 /// Rounds smaller than this say more about fixed costs than about the path.
-const PAGES_FOR_RATE: u64 = 1024;
+pub(crate) const PAGES_FOR_RATE: u64 = 1024;
+
+/// What takes less than this to send, in ms, is not worth another round on a path of `rtt`.
+pub(crate) fn negligible_ms(rtt: Duration) -> f64 {
+    NEGLIGIBLE_MS.max(rtt.as_secs_f64() * 1000.0 * NEGLIGIBLE_SHARE)
+}
 
 impl Convergence {
     /// A rule for pauses of at most `downtime_ms_max` ms, and `rounds_max` rounds.
@@ -112,6 +122,12 @@ impl Convergence {
         self.pages_per_ms.map_or(0.0, |rate| pages as f64 / rate)
     }
 
+    /// Sending one page as fast as it went so far, in ms; `None` before the first round.
+    #[must_use]
+    pub fn page_ms(&self) -> Option<f64> {
+        self.pages_per_ms.map(|rate| 1.0 / rate)
+    }
+
     /// All rounds so far, in ms.
     #[must_use]
     pub const fn elapsed_ms(&self) -> f64 {
@@ -130,7 +146,7 @@ impl Convergence {
         }
         if round.pages > 0 && (round.pages >= PAGES_FOR_RATE || self.pages_per_ms.is_none()) {
             // The last page's way is not the path's pace.
-            let way_ms = (round.rtt.as_secs_f64() * 1000.0).min(ms * WAY_SHARE_MAX);
+            let way_ms = (round.way.as_secs_f64() * 1000.0).min(ms * WAY_SHARE_MAX);
             let sample = round.pages as f64 / (ms - way_ms);
             self.pages_per_ms = Some(self.pages_per_ms.map_or(sample, |rate| (rate + sample) / 2.0));
         }
@@ -139,8 +155,7 @@ impl Convergence {
         let copying_ms = self.copying_ms(round.remaining_pages);
         let pays = before.is_none_or(|before| (round.remaining_pages as f64) < before as f64 * PAYING_RATIO);
         self.unpaying_rounds = if pays { 0 } else { self.unpaying_rounds + 1 };
-        let negligible_ms = NEGLIGIBLE_MS.max(round.rtt.as_secs_f64() * 1000.0 * NEGLIGIBLE_SHARE);
-        let floor = self.unpaying_rounds >= UNPAYING_ROUNDS || copying_ms < negligible_ms;
+        let floor = self.unpaying_rounds >= UNPAYING_ROUNDS || copying_ms < negligible_ms(round.rtt);
         if predicted_ms <= self.downtime_ms_max && floor {
             return Decision::SwitchOver { predicted_ms };
         }
@@ -151,12 +166,13 @@ impl Convergence {
             if predicted_ms <= self.downtime_ms_max {
                 return Decision::SwitchOver { predicted_ms };
             }
-            return Decision::GiveUp(self.does_not_converge(round, ms, predicted_ms));
+            return Decision::GiveUp(self.does_not_converge(round, predicted_ms));
         }
         Decision::NextRound
     }
 
-    fn does_not_converge(&self, round: &RoundReport, ms: f64, predicted_ms: f64) -> String {
+    fn does_not_converge(&self, round: &RoundReport, predicted_ms: f64) -> String {
+        let ms = (round.dirtied_in.as_secs_f64() * 1000.0).max(0.001);
         // Pages per ms to MiB per s.
         let mib_s = |pages_per_ms: f64| pages_per_ms * 4096.0 / 1048.576;
         format!(
@@ -201,6 +217,8 @@ mod tests {
             let report = RoundReport {
                 pages: pages as u64,
                 duration: Duration::from_secs_f64(ms / 1000.0),
+                way: Duration::ZERO,
+                dirtied_in: Duration::from_secs_f64(ms / 1000.0),
                 remaining_pages: remaining as u64,
                 rtt: Duration::ZERO,
             };
@@ -256,6 +274,8 @@ mod tests {
         let round = |pages, ms, remaining_pages| RoundReport {
             pages,
             duration: Duration::from_millis(ms),
+            way: Duration::ZERO,
+            dirtied_in: Duration::from_millis(ms),
             remaining_pages,
             rtt: Duration::from_millis(1),
         };

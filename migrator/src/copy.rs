@@ -201,6 +201,14 @@ impl<M: GuestPages + ?Sized + 'static> Copier<M> {
     pub(crate) async fn perform(&self, task: Task, mark: u64) -> Result<(), CopyError> {
         self.shared.counters.done.store(0, Ordering::Relaxed);
         self.shared.cut_short.store(false, Ordering::Relaxed);
+        self.go_on(task, mark).await
+    }
+
+    /// The same as part of the round at work, which counts on.
+    ///
+    /// # Errors
+    /// [`CopyError`] of the first worker that failed.
+    pub(crate) async fn go_on(&self, task: Task, mark: u64) -> Result<(), CopyError> {
         let mut waiting = Vec::new();
         for worker in &self.jobs {
             let (done, answer) = oneshot::channel();

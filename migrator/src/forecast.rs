@@ -127,6 +127,8 @@ impl Basis {
             let report = RoundReport {
                 pages: pages as u64,
                 duration: Duration::from_secs_f64(round_ms / 1000.0),
+                way: rtt,
+                dirtied_in: Duration::from_secs_f64(round_ms / 1000.0),
                 remaining_pages: remaining as u64,
                 rtt,
             };

@@ -133,6 +133,8 @@ impl World {
         let report = |remaining_pages| RoundReport {
             pages: 10_000,
             duration: Duration::from_millis(10),
+            way: Duration::ZERO,
+            dirtied_in: Duration::from_millis(10),
             remaining_pages,
             rtt: Duration::ZERO,
         };

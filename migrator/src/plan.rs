@@ -241,7 +241,15 @@ mod tests {
     use std::time::Duration;
 
     fn report(pages: u64, remaining_pages: u64) -> RoundReport {
-        RoundReport { pages, duration: Duration::from_millis(1000), remaining_pages, rtt: Duration::from_millis(1) }
+        let duration = Duration::from_millis(1000);
+        RoundReport {
+            pages,
+            duration,
+            way: Duration::ZERO,
+            dirtied_in: duration,
+            remaining_pages,
+            rtt: Duration::from_millis(1),
+        }
     }
 
     fn plan(strategy: Strategy) -> Plan {

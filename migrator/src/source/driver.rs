@@ -3,22 +3,24 @@
 //! One loop owns the state. Effects that take time run as tasks and come back as events, so a cancellation or a lost
 //! session is seen at once. Between pause and offer the loop itself works, against a deadline.
 
+mod pause;
 mod report;
 
 use super::{
     follow::{self, Owing},
     foresight::Foresight,
+    on_the_way::OnTheWay,
     pace::Pace,
+    round::Round,
     state::{Abort, Effect, Event, Source, Verdict},
     survey::Around,
-    tasks::{Message, RateMeter, ask_until_answered, fail_unless_over, listen, pause_and_look, until},
+    tasks::{Message, RateMeter, ask_until_answered, fail_unless_over, listen, until},
     timeline::{Moments, ms_between},
 };
 use crate::{
-    convergence::{Convergence, RoundReport},
+    convergence::Convergence,
     copy::{Copier, Counters, Outlet, SharedTracker, Task, lock},
-    digest::memory_digest,
-    guest::{FrozenGuest as _, PausedGuest, SourceMachine},
+    guest::{FrozenGuest as _, SourceMachine},
     limit::BandwidthLimit,
     owed::{OwedPages, PushWindow},
     ownership::{CasOutcome, OwnerStore},
@@ -41,17 +43,13 @@ use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
     pages::PageHasher,
     session::{
-        ConnectOptions, ControlSender, DemandServer, FEATURE_DELTA, Hello, MoveTicket, PathStats, SourceSession,
-        WIRE_VERSION_RENEWAL, WireError, WireErrorCode,
+        ConnectOptions, ControlSender, Copies, DemandServer, FEATURE_DELTA, Hello, MoveTicket, PathStats,
+        SourceSession, WIRE_VERSION_COPIES, WIRE_VERSION_RENEWAL, WireError, WireErrorCode,
     },
 };
 
 /// How often progress is reported while pages are copied.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
-/// What a pause may take beyond the limit before it counts as failed: a scheduling hiccup is not worth a roll-back.
-const PAUSE_GRACE: Duration = Duration::from_millis(500);
-/// Digests of all memory are taken inside the pause when asked for; nobody asks for a short pause then.
-const VERIFY_GRACE: Duration = Duration::from_secs(60);
 
 /// What a leaving machine needs to know.
 #[derive(Debug, Clone)]
@@ -155,8 +153,19 @@ struct Open<M> {
     wire: Arc<vmotion_transport::pages::WireCost>,
     /// Of each flow, once memory follows the guest.
     windows: Arc<[PushWindow]>,
-    /// Highest round known to be in the target's memory.
+    /// Highest mark of a pass known to be in the target's memory.
     arrived: watch::Receiver<u64>,
+    on_the_way: Arc<Mutex<OnTheWay>>,
+    copies: Copies,
+    /// Of the wire.
+    version: u16,
+}
+
+impl<M> Open<M> {
+    /// Of the last pass that was sent.
+    fn last_mark(&self) -> u64 {
+        lock(&self.on_the_way).last_mark()
+    }
 }
 
 struct Driver<M: SourceMachine, O> {
@@ -316,7 +325,7 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                     self.foresight.slow_down_more(self.remaining, report.remaining_pages, timeline);
                 }
                 self.remaining = report.remaining_pages;
-                lock(&self.estimator).feed(report.duration, report.remaining_pages);
+                lock(&self.estimator).feed(report.dirtied_in, report.remaining_pages);
                 self.last = Some(remaining);
                 let arrived = Event::RoundArrived { report, hopeless };
                 return surveyed.map(Event::Surveyed).into_iter().chain([arrived]).collect();
@@ -377,21 +386,29 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         Some(verdict)
     }
 
-    fn pause_patience(&self) -> Duration {
-        let allowed = Duration::from_millis(u64::from(self.options.request.downtime_ms_max));
-        let verify = if self.options.request.verify { VERIFY_GRACE } else { Duration::ZERO };
-        allowed + PAUSE_GRACE + verify
-    }
-
     /// Starts listening to the target, and keeps the rest for when tracking starts.
     fn keep_session(&mut self, session: SourceSession) {
-        let SourceSession { sender, receiver, flows, demand, welcome, wire, stats } = session;
+        let SourceSession { sender, receiver, flows, demand, welcome, wire, copies, stats } = session;
         let deltas = [&welcome.features, &self.options.hello.features].iter().all(|both| both.contains(FEATURE_DELTA));
         let (arrived_sender, arrived) = watch::channel(0);
         let windows: Arc<[PushWindow]> = flows.iter().map(|_| PushWindow::default()).collect();
         tokio::spawn(listen::<M>(receiver, arrived_sender, Arc::clone(&windows), self.events.clone()));
         let flows = Some(flows);
-        self.session = Some(Open { sender, stats, copier: None, flows, demand, deltas, wire, windows, arrived });
+        let (on_the_way, version) = (Arc::default(), welcome.version);
+        self.session = Some(Open {
+            sender,
+            stats,
+            copier: None,
+            flows,
+            demand,
+            deltas,
+            wire,
+            windows,
+            arrived,
+            on_the_way,
+            copies,
+            version,
+        });
         self.note_pace();
     }
 
@@ -406,12 +423,12 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                 if round == 1 {
                     self.survey();
                 }
-                self.start_round(round);
+                self.start_round(state.page_ms());
                 None
             }
-            Effect::Pause { predicted_ms } => {
+            Effect::Pause { predicted_ms, quiet } => {
                 self.foresight.predicted.downtime_ms = predicted_ms;
-                self.pause().await;
+                self.pause(quiet).await;
                 None
             }
             Effect::CutShort => {
@@ -429,6 +446,10 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
                 // A lane that nothing was sent on for long may have been lost without anybody having noticed but its connection.
                 if self.session.as_ref().is_some_and(|session| !session.stats.is_whole()) {
                     return Some(Event::Failed("a connection that the guest would depend on is lost".to_owned()));
+                }
+                // Declared now, pages would be forgotten when a round arrives that is still on its way.
+                if self.session.as_ref().is_some_and(|session| *session.arrived.borrow() < session.last_mark()) {
+                    return Some(Event::Overran);
                 }
                 self.owed = self.last.as_deref().map(|missing| Arc::new(OwedPages::new(missing)));
                 Some(self.send_last_in_time(guard).await)
@@ -522,105 +543,29 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         self.foresight.begin(tracker, pages, &self.counters, around);
     }
 
-    /// Copies what is dirty in a task; ends in `RoundDone` or a failure.
-    fn start_round(&mut self, round: u32) {
+    /// Copies what is dirty in a task; ends in `RoundDone` or a failure. Of what was copied before, a page took `page_ms`.
+    fn start_round(&mut self, page_ms: Option<f64>) {
         let (Some(session), Some(pages)) = (&self.session, &self.last) else { return };
         let Some(copier) = session.copier.clone() else { return };
-        // Without tracking nothing is copied before the pause: such a round only waits until the path carries its mark.
+        // Without tracking nothing is copied before the pause.
         let tracker = self.tracker.clone();
         let pages = if tracker.is_some() { Arc::clone(pages) } else { Arc::new(PageBitmap::new(pages.pages())) };
         self.owed = None;
-        let mut arrived = session.arrived.clone();
-        let (events, stats) = (self.events.clone(), session.stats.clone());
-        tokio::spawn(async move {
-            let start = Instant::now();
-            let mark = u64::from(round);
-            let total = pages.pages();
-            let count = pages.count();
-            let result = async {
-                copier.perform(Task::Copy(pages), mark).await.map_err(|error| error_chain(&error))?;
-                // Before the wait: a later round would begin to count anew.
-                let done = copier.counters().done();
-                // Ends when the target says so, or when the listener, which reports a lost session itself, is gone.
-                arrived.wait_for(|at| *at >= mark).await.map_err(|_| "the session was lost".to_owned())?;
-                let duration = start.elapsed();
-                let mut remaining = PageBitmap::new(total);
-                if let Some(tracker) = tracker {
-                    let fetched = tokio::task::block_in_place(|| lock(&tracker).fetch(&mut remaining));
-                    fetched.map_err(|error| error_chain(&error))?;
-                }
-                let report =
-                    RoundReport { pages: done, duration, remaining_pages: remaining.count(), rtt: stats.least_rtt() };
-                let (hopeless, remaining) = (done < count, Arc::new(remaining));
-                Ok::<_, String>(Message::RoundDone { report, hopeless, remaining })
-            }
-            .await;
-            let _ = events.send(result.unwrap_or_else(|reason| Message::Event(Event::Failed(reason))));
-        });
-    }
-
-    /// Warns the target, then warms up the store and stops the guest in a task, so that neither delays a cancellation.
-    async fn pause(&mut self) {
-        self.foresight.let_go();
-        if let Some(session) = &mut self.session {
-            // A session that is lost reports itself.
-            let _ = session.sender.send(&ToTarget::PauseSoon).await;
-        }
-        let tracker = self.tracker.clone();
-        let (machine, store, events) = (Arc::clone(&self.machine), Arc::clone(&self.store), self.events.clone());
-        tokio::spawn(async move {
-            store.warm_up().await;
-            tokio::task::spawn_blocking(move || {
-                // A move that has ended meanwhile pauses nobody.
-                if !events.is_closed() {
-                    let _ = events.send(pause_and_look(&*machine, tracker.as_ref()));
-                }
-            });
-        });
-    }
-
-    /// Sends what is left, unless that takes too long or the operator cancels. Work that blocks cannot be interrupted; what
-    /// happened meanwhile counts all the same, for after this comes the offer.
-    async fn send_last_in_time(&mut self, guard: &M::Paused) -> Event<M::Paused> {
-        let deadline = self.deadline.unwrap_or_else(|| Instant::now() + PAUSE_GRACE);
-        let cancel = self.cancel.clone();
-        let sent = tokio::select! {
-            biased;
-            () = cancel.cancelled() => return Event::Cancel,
-            () = tokio::time::sleep_until(deadline.into()) => Ok(()),
-            sent = self.send_last(guard) => sent,
+        let round = Round {
+            copier,
+            tracker,
+            pages,
+            on_the_way: Arc::clone(&session.on_the_way),
+            arrived: session.arrived.clone(),
+            stats: session.stats.clone(),
+            copies: session.copies.clone(),
+            may_follow_at_once: session.version >= WIRE_VERSION_COPIES,
+            page_ms,
         };
-        match sent {
-            _ if cancel.is_cancelled() => Event::Cancel,
-            Err(reason) => Event::Failed(reason),
-            Ok(()) if Instant::now() >= deadline => Event::Overran,
-            Ok(()) => Event::LastSent,
-        }
-    }
-
-    /// Last pages and state, side by side. Inside the pause: nothing here could have been done earlier.
-    async fn send_last(&mut self, guard: &M::Paused) -> Result<(), String> {
-        let session = self.session.as_mut().ok_or("there is no session")?;
-        let copier = session.copier.clone().ok_or("there is no copier")?;
-        let pages = self.last.clone().ok_or("there are no pages")?;
-        let mark = self.final_mark.map_or(FINAL_MARKS, |mark| mark + 1);
-        self.final_mark = Some(mark);
-        let task = if self.owed.is_some() { Task::Declare(pages) } else { Task::CopyLast(pages) };
-        let sending = tokio::spawn(async move { copier.perform(task, mark).await });
-        let mut state = mark.to_le_bytes().to_vec();
-        state.extend(tokio::task::block_in_place(|| guard.save()).map_err(|error| error_chain(&error))?);
-        self.timeline.saved = Some(Instant::now());
-        session.sender.send_state(state).await.map_err(|error| error_chain(&error))?;
-        // Of memory that follows there is no moment at which both ends hold all of it; its frames are checked one by one.
-        if self.options.request.verify && self.owed.is_none() {
-            let digest = tokio::task::block_in_place(|| memory_digest(&*self.machine));
-            self.source_digest = Some(digest.map_err(|error| error_chain(&error))?);
-        }
-        tokio::task::block_in_place(|| guard.settle()).map_err(|error| error_chain(&error))?;
-        sending.await.map_err(|error| error.to_string())?.map_err(|error| error_chain(&error))?;
-        self.timeline.last_sent = Some(Instant::now());
-        self.remaining = self.owed.as_ref().map_or(0, |owed| owed.left());
-        Ok(())
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let _ = events.send(round.run().await.unwrap_or_else(|reason| Message::Event(Event::Failed(reason))));
+        });
     }
 
     /// Answers demands from now on. The guest stands still, so any page can be sent at any time.

@@ -3,7 +3,9 @@
 mod driver;
 mod follow;
 mod foresight;
+mod on_the_way;
 mod pace;
+mod round;
 mod sample;
 pub mod state;
 mod survey;

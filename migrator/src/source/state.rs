@@ -190,6 +190,9 @@ pub enum Effect<G: PausedGuest> {
     Pause {
         /// The pause foreseen, in ms.
         predicted_ms: f64,
+        /// Not before the target has said that everything sent so far has arrived: it forgets what is declared missing when a round
+        /// arrives, so nothing may be on its way when something is declared.
+        quiet: bool,
     },
     /// Copy what remains and save the state.
     SendLast,
@@ -228,6 +231,12 @@ impl<G: PausedGuest> Source<G> {
     #[must_use]
     pub const fn is_final(&self) -> bool {
         matches!(self, Self::Released | Self::Reclaimed { .. } | Self::Aborted { .. } | Self::Stranded { .. })
+    }
+
+    /// What a page took so far, in ms; `None` while nothing is copied, or was.
+    #[must_use]
+    pub fn page_ms(&self) -> Option<f64> {
+        if let Self::Copying { plan, .. } = self { plan.rule().page_ms() } else { None }
     }
 
     /// The state's name, for events and logs.
@@ -371,7 +380,7 @@ fn begin<G: PausedGuest>(plan: Plan) -> Step<G> {
         return (Source::Copying { round: 1, plan, take_backs: 0 }, vec![Effect::CopyRound(1)]);
     }
     let predicted_ms = plan.predict_pause_ms(0, Duration::ZERO);
-    (Source::Copying { round: 0, plan, take_backs: 0 }, vec![Effect::Pause { predicted_ms }])
+    (Source::Copying { round: 0, plan, take_backs: 0 }, vec![Effect::Pause { predicted_ms, quiet: true }])
 }
 
 fn after_round<G: PausedGuest>(
@@ -387,7 +396,8 @@ fn after_round<G: PausedGuest>(
             (Source::Copying { round, plan, take_backs }, vec![Effect::CopyRound(round)])
         }
         Decision::SwitchOver { predicted_ms } | Decision::HandOver { predicted_ms } => {
-            (Source::Copying { round, plan, take_backs }, vec![Effect::Pause { predicted_ms }])
+            let quiet = plan.hands_over();
+            (Source::Copying { round, plan, take_backs }, vec![Effect::Pause { predicted_ms, quiet }])
         }
         Decision::GiveUp(reason) => {
             (Source::aborted(Abort::Failed(format!("The move does not converge: {reason}"))), vec![Effect::CleanUp])

@@ -110,7 +110,7 @@ impl Surveyor {
     /// After the round, when it was over first.
     pub(super) fn after(&mut self, report: &RoundReport, counters: &Counters, elapsed_ms: f64) -> Basis {
         self.read(counters);
-        let points = vec![(report.duration.as_secs_f64() * 1000.0, report.remaining_pages as f64)];
+        let points = vec![(report.dirtied_in.as_secs_f64() * 1000.0, report.remaining_pages as f64)];
         self.basis(0, 0.0, points, 1.0, elapsed_ms, report.rtt)
     }
 

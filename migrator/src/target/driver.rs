@@ -242,7 +242,12 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
             let Some(arrival) = arrival else { return Event::Failed("the session ended".to_owned()) };
             match arrival {
                 Arrival::Mark { flow, mark } => marks.reached(flow, mark),
-                Arrival::State { mark, state } => self.state = Some((mark, state)),
+                // One may come twice, and late: the state of a pause that was taken back replaces no later one.
+                Arrival::State { mark, state } => {
+                    if self.state.as_ref().is_none_or(|(of, _)| *of < mark) {
+                        self.state = Some((mark, state));
+                    }
+                }
                 Arrival::Message(ToTarget::PauseSoon) => self.pause_noticed = Some(Instant::now()),
                 Arrival::Message(ToTarget::Offer { expected, digest, mark, owes }) => {
                     if expected != self.options.expected {

@@ -12,6 +12,7 @@ use super::{
 use std::time::Duration;
 use vmotion_migrator::target::TargetOutcome;
 use vmotion_model::{Epoch, MoveOutcome, MoveRequest, Strategy};
+use vmotion_transport::session::{WIRE_VERSION_COPIES, WIRE_VERSION_MAX};
 
 const SOURCE_STATES: [&str; 5] = ["negotiated", "copying", "paused", "offered", "released"];
 const TARGET_STATES: [&str; 5] = ["prepared", "filling", "complete", "armed", "running"];
@@ -32,7 +33,7 @@ pub(super) const fn ms(ms: u64) -> Duration {
 
 pub(super) fn must_move(schedule: Schedule) -> Outcome {
     let outcome = checked(schedule);
-    assert_eq!(*outcome.result(), MoveOutcome::Moved, "{:?}", outcome.states);
+    assert_eq!(*outcome.result(), MoveOutcome::Moved, "{:?}, {:?}", outcome.states, outcome.arrival);
     assert!(matches!(outcome.arrival, Some(TargetOutcome::Running(_))), "{:?}", outcome.arrival);
     outcome
 }
@@ -63,7 +64,7 @@ fn a_writing_guest_arrives_byte_for_byte() {
 #[test]
 fn a_verified_move_over_a_lossy_path_has_equal_digests() {
     let request = MoveRequest { verify: true, ..MoveRequest::default() };
-    let climate = Climate { loss_per_mille: 10, twice_per_mille: 10, late_max: ms(5) };
+    let climate = Climate { loss_per_mille: 10, twice_per_mille: 10, late_max: ms(5), ..Climate::default() };
     let outcome = must_move(Schedule { request, climate, ..Schedule::default() });
     assert!(outcome.summary.as_ref().unwrap().digests.as_ref().unwrap().equal());
 }
@@ -101,6 +102,31 @@ fn an_end_that_does_not_know_deltas_or_a_move_that_may_not_keep_pages_has_none()
         assert_eq!(summary.pages.delta, 0, "{:?}", summary.pages);
         assert!(summary.digests.as_ref().unwrap().equal());
     }
+}
+
+/// Rounds do not wait for each other there, and what is sent last is sent again.
+#[test]
+fn over_a_long_lossy_path_guests_arrive_byte_for_byte_by_any_strategy() {
+    let climate = Climate { loss_per_mille: 5, twice_per_mille: 10, delay: ms(10), late_max: ms(1) };
+    let writing = Writing { pages: 512, burst: 2, every: ms(2) };
+    for strategy in [Strategy::Precopy, Strategy::Auto, Strategy::Hybrid, Strategy::Postcopy] {
+        // The newest target, and one that knows nothing of this.
+        for wire_version in [WIRE_VERSION_MAX, WIRE_VERSION_COPIES - 1] {
+            let request = MoveRequest { strategy, ..MoveRequest::default() };
+            must_move(Schedule { request, climate, writing, wire_version, ..Schedule::default() });
+        }
+    }
+}
+
+/// What is declared missing is forgotten when a round arrives: none may be on its way then, although rounds do not wait.
+#[test]
+fn a_hand_over_taken_back_on_a_long_path_is_done_again_after_all_rounds_have_arrived() {
+    let climate = Climate { delay: ms(10), loss_per_mille: 5, ..Climate::default() };
+    let request = MoveRequest { strategy: Strategy::Hybrid, downtime_ms_max: 100, ..MoveRequest::default() };
+    let writing = Writing { pages: 1024, burst: 64, every: ms(2) };
+    let harm = vec![(When::Enters(Side::Source, "paused"), Harm::Outage(ms(900)))];
+    let outcome = must_move(Schedule { request, writing, climate, harm, ..Schedule::default() });
+    assert!(outcome.entered(Side::Source, "serving"), "{:?}", outcome.states);
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub(crate) struct Climate {
     pub(crate) loss_per_mille: u32,
     /// Brought twice, of a thousand.
     pub(crate) twice_per_mille: u32,
+    /// Each takes so long.
+    pub(crate) delay: Duration,
     /// Each is brought up to so much later than it might, whatever was sent after it.
     pub(crate) late_max: Duration,
 }
@@ -81,7 +83,7 @@ impl Weather {
     }
 
     fn fate(&self, lane: Lane) -> Fate {
-        let Climate { loss_per_mille, twice_per_mille, late_max } = self.climate;
+        let Climate { loss_per_mille, twice_per_mille, delay, late_max } = self.climate;
         let demand_cut = lane == Lane::Demand && self.demand_cut.load(Ordering::Relaxed);
         if demand_cut || self.cut.load(Ordering::Relaxed) || self.gone.load(Ordering::Relaxed) {
             return Fate::Lost;
@@ -89,7 +91,7 @@ impl Weather {
         if loss_per_mille > 0 && self.roll(1000) < loss_per_mille {
             return Fate::Lost;
         }
-        let late = || late_max * self.roll(1000) / 1000;
+        let late = || delay + late_max * self.roll(1000) / 1000;
         let twice = twice_per_mille > 0 && self.roll(1000) < twice_per_mille;
         Fate::Brought(late(), twice.then(late))
     }

@@ -24,6 +24,7 @@ use std::{
 };
 use vmotion_migrator::target::TargetOutcome;
 use vmotion_model::{MoveOutcome, MoveRequest, Strategy as Way};
+use vmotion_transport::session::{WIRE_VERSION_COPIES, WIRE_VERSION_MAX};
 
 /// Schedules of a run, unless `VMOTION_SCHEDULES` says otherwise.
 const SCHEDULES: u64 = 2000;
@@ -123,10 +124,10 @@ fn target_faults() -> impl Strategy<Value = GuestFaults> {
 fn climates() -> impl Strategy<Value = Climate> {
     let sometimes = |per_mille: u32| prop_oneof![3 => Just(0u32), 1 => 1..per_mille];
     let late = prop_oneof![3 => Just(Duration::ZERO), 1 => ms(1..20)];
-    (sometimes(30), sometimes(100), late).prop_map(|(loss_per_mille, twice_per_mille, late_max)| Climate {
-        loss_per_mille,
-        twice_per_mille,
-        late_max,
+    // From a round trip of 10 ms on rounds do not wait for each other.
+    let delay = prop_oneof![3 => Just(Duration::ZERO), 1 => ms(1..15)];
+    (sometimes(30), sometimes(100), delay, late).prop_map(|(loss_per_mille, twice_per_mille, delay, late_max)| {
+        Climate { loss_per_mille, twice_per_mille, delay, late_max }
     })
 }
 
@@ -164,12 +165,13 @@ fn schedules(way: Way) -> impl Strategy<Value = Schedule> {
     });
     let features = (prop::bool::weighted(0.95), prop::bool::weighted(0.95), prop::bool::weighted(0.95));
     let guests = (writing, source_faults(), target_faults());
-    let world = (climates(), answers(), answers(), harms(way), features, any::<u32>());
+    let versions = prop_oneof![4 => Just(WIRE_VERSION_MAX), 1 => Just(WIRE_VERSION_COPIES - 1)];
+    let world = (climates(), answers(), answers(), harms(way), (features, versions), any::<u32>());
     (guests, requests(way), world).prop_map(
         |(
             ((pages, writing), source, target),
             request,
-            (climate, source_answers, target_answers, harm, (follows, at_source, at_target), seed),
+            (climate, source_answers, target_answers, harm, ((follows, at_source, at_target), wire_version), seed),
         )| {
             let mut schedule = Schedule {
                 pages,
@@ -177,6 +179,7 @@ fn schedules(way: Way) -> impl Strategy<Value = Schedule> {
                 request,
                 follows,
                 deltas: [at_source, at_target],
+                wire_version,
                 climate,
                 source,
                 target,
