@@ -12,6 +12,7 @@
 
 mod model;
 
+pub(crate) use model::LONG;
 use model::Model;
 use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn_proto::RttEstimator;

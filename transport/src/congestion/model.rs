@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// A path with a shorter round trip is Cubic's.
-const LONG: Duration = Duration::from_millis(10);
+pub(crate) const LONG: Duration = Duration::from_millis(10);
 /// What a long path is taken to carry at least: startup begins with it instead of with what would fit any path, which takes two
 /// rounds less at 100 ms. A slower path shows at once that it is.
 const RATE_MIN: f64 = 100e6 / 8.0;

@@ -183,7 +183,9 @@ impl SourceSession {
             if lane == bulk.len() {
                 let connection = dialled.join_next().await;
                 let ended = || SessionError::Setup("a connection's task ended".to_owned());
-                bulk.push(connection.ok_or_else(ended)?.map_err(|_| ended())??);
+                let connection = connection.ok_or_else(ended)?.map_err(|_| ended())??;
+                connection.set_send_window(options.tuning.send_window(connection.rtt()));
+                bulk.push(connection);
             }
             let mut stream = bulk[lane].open_uni().await?;
             let position = control::write_message(&mut stream, &opening(Lane::Flow(flow))).await?;
