@@ -45,7 +45,8 @@ impl Worker {
         let options = &plan.options;
         let cpus = plan.cpus as u64;
         // SAFETY: one worker per vCPU is the caller's promise, and `plan.cpus` is the same for all.
-        let mut part = unsafe { Part::new(&plan.layout, cpu as u64, cpus, (options.content, options.extent), plan.seed) };
+        let mut part =
+            unsafe { Part::new(&plan.layout, cpu as u64, cpus, (options.content, options.extent), plan.seed) };
         part.clear_ledger();
         let share = |bytes: Option<u64>| bytes.map(|bytes| (bytes / 4096).div_ceil(cpus));
         let fill = if options.fill { 0 } else { part.pages };
