@@ -33,6 +33,9 @@ fn main() -> ExitCode {
         .with_target(false)
         .init();
 
+    if !services && !matches!(arguments.command, Command::Demo(_)) {
+        end_without_a_reader();
+    }
     let result = match arguments.command {
         // Before any runtime of ours: the machine process makes its own, in its own session.
         Command::Machine { directory } => {
@@ -48,4 +51,20 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error, arguments.global.json),
     }
+}
+
+/// What SIGPIPE ends with.
+const NOBODY_READS: i32 = 128 + 13;
+
+/// `vmotion moves | head` ends when `head` has seen enough, as every program does; the standard library would call it a panic. For
+/// commands that leave nothing behind.
+fn end_without_a_reader() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let words = panic.payload_as_str().unwrap_or_default();
+        if words.starts_with("failed printing to stdout") && words.contains("Broken pipe") {
+            std::process::exit(NOBODY_READS);
+        }
+        report(panic);
+    }));
 }

@@ -35,7 +35,9 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
         Command::Host(command) => hosts(command, global).await,
         Command::Pki(command) => pki::run(command),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "vmotion", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "vmotion", &mut script);
+            print!("{}", String::from_utf8_lossy(&script));
             Ok(())
         }
         // Handled before there is a runtime.
