@@ -8,7 +8,7 @@
 
 mod harness;
 
-use harness::{Checkpoints, Cut, World, name, skipped};
+use harness::{Checkpoints, Cut, World, name, scenario};
 use std::time::Duration;
 use vmotion_api::Operation;
 use vmotion_model::{ByteSize, MachineName, MachineState, MoveOutcome, MovePhase, MoveRequest, MoveSummary, Strategy};
@@ -141,79 +141,77 @@ const SERVING: Where = Where::Enters("source serving");
 const FOLLOWING: Where = Where::Amid(MovePhase::Following);
 
 /// Each in a world of its own, side by side: most of it is waiting.
-async fn survive(test: &str, cuts: &[(Strategy, Where)]) {
-    if skipped(test) {
-        return;
-    }
-    let runs = cuts.iter().map(|(strategy, place)| {
-        let (strategy, place) = (*strategy, *place);
-        tokio::spawn(async move { Run::start(strategy).await.survives(place).await })
+fn survive(test: &str, cuts: &[(Strategy, Where)]) {
+    scenario(test, async {
+        let runs = cuts.iter().map(|(strategy, place)| {
+            let (strategy, place) = (*strategy, *place);
+            tokio::spawn(async move { Run::start(strategy).await.survives(place).await })
+        });
+        let runs: Vec<_> = runs.collect();
+        for run in runs {
+            run.await.unwrap();
+        }
     });
-    let runs: Vec<_> = runs.collect();
-    for run in runs {
-        run.await.unwrap();
-    }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cut_while_the_session_is_opened() {
+#[test]
+fn a_cut_while_the_session_is_opened() {
     let cuts = [Strategy::Precopy, Strategy::Postcopy, Strategy::Hybrid].map(|strategy| (strategy, CONNECTING));
-    survive("a_cut_while_the_session_is_opened", &cuts).await;
+    survive("a_cut_while_the_session_is_opened", &cuts);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cut_while_pages_are_copied() {
+#[test]
+fn a_cut_while_pages_are_copied() {
     let cuts = [Strategy::Precopy, Strategy::Hybrid].map(|strategy| (strategy, COPYING));
-    survive("a_cut_while_pages_are_copied", &cuts).await;
+    survive("a_cut_while_pages_are_copied", &cuts);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cut_as_the_guest_is_paused() {
+#[test]
+fn a_cut_as_the_guest_is_paused() {
     let cuts = [Strategy::Precopy, Strategy::Postcopy, Strategy::Hybrid].map(|strategy| (strategy, PAUSED));
-    survive("a_cut_as_the_guest_is_paused", &cuts).await;
+    survive("a_cut_as_the_guest_is_paused", &cuts);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cut_as_the_guest_is_offered() {
+#[test]
+fn a_cut_as_the_guest_is_offered() {
     let cuts = [Strategy::Precopy, Strategy::Postcopy, Strategy::Hybrid].map(|strategy| (strategy, OFFERED));
-    survive("a_cut_as_the_guest_is_offered", &cuts).await;
+    survive("a_cut_as_the_guest_is_offered", &cuts);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cut_while_memory_follows_the_guest() {
+#[test]
+fn a_cut_while_memory_follows_the_guest() {
     let cuts = [(Strategy::Postcopy, FOLLOWING), (Strategy::Hybrid, SERVING)];
-    survive("a_cut_while_memory_follows_the_guest", &cuts).await;
+    survive("a_cut_while_memory_follows_the_guest", &cuts);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_move_replaces_the_arrival_that_a_cut_one_left() {
-    if skipped("a_move_replaces_the_arrival_that_a_cut_one_left") {
-        return;
-    }
-    let mut world = World::start(PEER_TIMEOUT, None).await;
-    let machine: MachineName = name("vm1");
-    world.create(world.spec("vm1", ByteSize::mib(256), "ws=96M rate=1M content=random hb=10"), "h1").await;
-    world.wait_for_console(&machine, "READY").await;
-    let request = MoveRequest { bandwidth_max: Some(BANDWIDTH), ..MoveRequest::default() };
-    let first = world.start_move(&machine, "h2", request).await;
-    while world.status("h2", &machine).await.is_none_or(|status| status.state != MachineState::Incoming) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    // The target hears neither from its source nor through its agent that its move is over, and would wait for a minute.
-    let gone = Cut::new(&world, false);
-    world.kill_service("h2").await;
-    world.client.cancel(&first.id).await.unwrap();
-    let first = world.wait_for_outcome(&first, PATIENCE).await;
-    assert_eq!(first.outcome, Some(MoveOutcome::Cancelled));
-    world.start_service("h2");
-    world.wait_until_up().await;
-    let left = world.status("h2", &machine).await.expect("the arrival is still there");
-    assert_eq!((left.state, left.move_id), (MachineState::Incoming, Some(first.id)));
-    drop(gone);
-    let second = world.start_move(&machine, "h2", MoveRequest::default()).await;
-    let second = world.wait_for_outcome(&second, PATIENCE).await;
-    assert_eq!(second.outcome, Some(MoveOutcome::Moved));
-    assert_eq!(world.console(&machine).complaints(), Vec::<String>::new());
-    world.stop().await;
+#[test]
+fn a_move_replaces_the_arrival_that_a_cut_one_left() {
+    scenario("a_move_replaces_the_arrival_that_a_cut_one_left", async {
+        let mut world = World::start(PEER_TIMEOUT, None).await;
+        let machine: MachineName = name("vm1");
+        world.create(world.spec("vm1", ByteSize::mib(256), "ws=96M rate=1M content=random hb=10"), "h1").await;
+        world.wait_for_console(&machine, "READY").await;
+        let request = MoveRequest { bandwidth_max: Some(BANDWIDTH), ..MoveRequest::default() };
+        let first = world.start_move(&machine, "h2", request).await;
+        while world.status("h2", &machine).await.is_none_or(|status| status.state != MachineState::Incoming) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        // The target hears neither from its source nor through its agent that its move is over, and would wait for a minute.
+        let gone = Cut::new(&world, false);
+        world.kill_service("h2").await;
+        world.client.cancel(&first.id).await.unwrap();
+        let first = world.wait_for_outcome(&first, PATIENCE).await;
+        assert_eq!(first.outcome, Some(MoveOutcome::Cancelled));
+        world.start_service("h2");
+        world.wait_until_up().await;
+        let left = world.status("h2", &machine).await.expect("the arrival is still there");
+        assert_eq!((left.state, left.move_id), (MachineState::Incoming, Some(first.id)));
+        drop(gone);
+        let second = world.start_move(&machine, "h2", MoveRequest::default()).await;
+        let second = world.wait_for_outcome(&second, PATIENCE).await;
+        assert_eq!(second.outcome, Some(MoveOutcome::Moved));
+        assert_eq!(world.console(&machine).complaints(), Vec::<String>::new());
+        world.stop().await;
+    });
 }

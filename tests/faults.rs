@@ -12,7 +12,7 @@
 
 mod harness;
 
-use harness::{Checkpoints, Cut, Held, Random, World, kill, name, process_of, seed, setting, skipped};
+use harness::{Checkpoints, Cut, Held, Random, World, kill, name, process_of, scenario, seed, setting};
 use std::time::{Duration, Instant};
 use vmotion_api::Operation;
 use vmotion_model::{ByteSize, MachineName, MachineState, MoveOutcome, MoveRequest, Strategy};
@@ -283,22 +283,21 @@ impl Run {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn harm_at_every_state_leaves_one_copy_where_the_record_says() {
-    if skipped("harm_at_every_state_leaves_one_copy_where_the_record_says") {
-        return;
-    }
-    let seed = seed("VMOTION_FAULT_SEED");
-    let points = setting("VMOTION_FAULT_POINTS", 200);
-    println!("VMOTION_FAULT_SEED={seed} VMOTION_FAULT_POINTS={points}");
-    let mut run = Run::start(seed).await;
-    for number in 0..points {
-        let number = usize::try_from(number).unwrap();
-        let point = Point::of_run(seed, number);
-        let start = Instant::now();
-        run.point(point).await;
-        let Point { strategy, place, harm } = point;
-        println!("{number}: {strategy}, {harm:?} at {place:?}: {:.1} s", start.elapsed().as_secs_f64());
-    }
-    run.world.stop().await;
+#[test]
+fn harm_at_every_state_leaves_one_copy_where_the_record_says() {
+    scenario("harm_at_every_state_leaves_one_copy_where_the_record_says", async {
+        let seed = seed("VMOTION_FAULT_SEED");
+        let points = setting("VMOTION_FAULT_POINTS", 200);
+        println!("VMOTION_FAULT_SEED={seed} VMOTION_FAULT_POINTS={points}");
+        let mut run = Run::start(seed).await;
+        for number in 0..points {
+            let number = usize::try_from(number).unwrap();
+            let point = Point::of_run(seed, number);
+            let start = Instant::now();
+            run.point(point).await;
+            let Point { strategy, place, harm } = point;
+            println!("{number}: {strategy}, {harm:?} at {place:?}: {:.1} s", start.elapsed().as_secs_f64());
+        }
+        run.world.stop().await;
+    });
 }

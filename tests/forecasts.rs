@@ -8,7 +8,7 @@
 
 mod harness;
 
-use harness::{Random, World, name, seed, setting, skipped};
+use harness::{Random, World, name, scenario, seed, setting};
 use std::time::Duration;
 use vmotion_model::{ByteSize, Deviation, MachineName, MoveOutcome, MoveRequest, MoveSummary, Strategy};
 
@@ -91,59 +91,58 @@ impl Tally {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn moves_are_foreseen() {
-    if skipped("moves_are_foreseen") {
-        return;
-    }
-    let seed = seed("VMOTION_FORECAST_SEED");
-    let moves = setting("VMOTION_FORECASTS", 6);
-    println!("VMOTION_FORECAST_SEED={seed} VMOTION_FORECASTS={moves}");
-    let mut random = Random::new(seed);
-    let world = World::start(PEER_TIMEOUT, None).await;
-    let mut tally = Tally::default();
-    let mut made = 0;
-    while made < moves {
-        let machine: MachineName = name(&format!("vm{made}"));
-        let (memory, cmdline) = guest(&mut random);
-        println!("{machine}: {memory} MiB, {cmdline}");
-        world.create(world.spec(machine.as_str(), ByteSize::mib(memory), &cmdline), "h1").await;
-        world.wait_for_console(&machine, "READY").await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        for _ in 0..MOVES_OF_ONE.min(moves - made) {
-            made += 1;
-            let owner = world.client.owner(&machine).await.unwrap().owner;
-            let to = if owner.as_str() == "h1" { "h2" } else { "h1" };
-            let request = request(&mut random);
-            let operation = world.start_move(&machine, to, request.clone()).await;
-            let operation = world.wait_for_outcome(&operation, PATIENCE).await;
-            let asked = format!(
-                "{made}: {} at {:?} MiB/s, deadline {:?} ms, downtime {} ms",
-                request.strategy,
-                request.bandwidth_max.map(|limit| limit >> 20),
-                request.deadline_ms,
-                request.downtime_ms_max
-            );
-            match operation.outcome.unwrap() {
-                MoveOutcome::Moved => {
-                    println!("{asked}: {}", tally.note(&request, &operation.summary.expect("the source lived")));
+#[test]
+fn moves_are_foreseen() {
+    scenario("moves_are_foreseen", async {
+        let seed = seed("VMOTION_FORECAST_SEED");
+        let moves = setting("VMOTION_FORECASTS", 6);
+        println!("VMOTION_FORECAST_SEED={seed} VMOTION_FORECASTS={moves}");
+        let mut random = Random::new(seed);
+        let world = World::start(PEER_TIMEOUT, None).await;
+        let mut tally = Tally::default();
+        let mut made = 0;
+        while made < moves {
+            let machine: MachineName = name(&format!("vm{made}"));
+            let (memory, cmdline) = guest(&mut random);
+            println!("{machine}: {memory} MiB, {cmdline}");
+            world.create(world.spec(machine.as_str(), ByteSize::mib(memory), &cmdline), "h1").await;
+            world.wait_for_console(&machine, "READY").await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            for _ in 0..MOVES_OF_ONE.min(moves - made) {
+                made += 1;
+                let owner = world.client.owner(&machine).await.unwrap().owner;
+                let to = if owner.as_str() == "h1" { "h2" } else { "h1" };
+                let request = request(&mut random);
+                let operation = world.start_move(&machine, to, request.clone()).await;
+                let operation = world.wait_for_outcome(&operation, PATIENCE).await;
+                let asked = format!(
+                    "{made}: {} at {:?} MiB/s, deadline {:?} ms, downtime {} ms",
+                    request.strategy,
+                    request.bandwidth_max.map(|limit| limit >> 20),
+                    request.deadline_ms,
+                    request.downtime_ms_max
+                );
+                match operation.outcome.unwrap() {
+                    MoveOutcome::Moved => {
+                        println!("{asked}: {}", tally.note(&request, &operation.summary.expect("the source lived")));
+                    }
+                    MoveOutcome::RolledBack { reason } => {
+                        let refused = reason.contains("impossible: ") || reason.contains("does not converge");
+                        assert!(refused, "{asked}: {reason}");
+                        tally.refused += 1;
+                        println!("{asked}: {reason}");
+                    }
+                    other => panic!("{asked}: {other:?}"),
                 }
-                MoveOutcome::RolledBack { reason } => {
-                    let refused = reason.contains("impossible: ") || reason.contains("does not converge");
-                    assert!(refused, "{asked}: {reason}");
-                    tally.refused += 1;
-                    println!("{asked}: {reason}");
-                }
-                other => panic!("{asked}: {other:?}"),
+                assert_eq!(world.copies(&machine).await.len(), 1);
+                // Refused or moved, the guest writes on; what it touches anew is touched by now.
+                tokio::time::sleep(Duration::from_millis(500)).await;
             }
-            assert_eq!(world.copies(&machine).await.len(), 1);
-            // Refused or moved, the guest writes on; what it touches anew is touched by now.
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert_eq!(world.console(&machine).complaints(), Vec::<String>::new());
+            world.client.stop(&machine).await.unwrap();
+            world.client.remove(&machine).await.unwrap();
         }
-        assert_eq!(world.console(&machine).complaints(), Vec::<String>::new());
-        world.client.stop(&machine).await.unwrap();
-        world.client.remove(&machine).await.unwrap();
-    }
-    tally.print();
-    world.stop().await;
+        tally.print();
+        world.stop().await;
+    });
 }

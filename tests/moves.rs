@@ -8,7 +8,7 @@
 
 mod harness;
 
-use harness::{World, name, skipped};
+use harness::{World, name, scenario};
 use std::time::Duration;
 use vmotion_model::{ByteSize, DirtySource, MachineName, MachineSpec, MoveOutcome, MoveRequest, Strategy};
 
@@ -51,112 +51,107 @@ async fn there_and_back(world: &World, spec: MachineSpec, moves: usize) {
 }
 
 /// Every way of writing, twenty moves each: what the guest reads while its memory is still on the way must be what it wrote.
-async fn every_pattern(test: &str, strategy: Strategy) {
-    if skipped(test) {
-        return;
-    }
-    let world = world().await;
-    for (pattern, rate) in [("uniform", "100M"), ("zipf", "400M"), ("sequential", "1G"), ("readmostly", "200M")] {
-        let machine: MachineName = name(pattern);
-        let cmdline = format!("ws=128M rate={rate} content=text pattern={pattern} hb=1");
-        world
-            .create(MachineSpec { name: machine.clone(), ..world.spec("vm1", ByteSize::mib(256), &cmdline) }, "h1")
-            .await;
-        world.wait_for_console(&machine, "READY").await;
-        for number in 1..=20 {
-            let to = if number % 2 == 1 { "dc2" } else { "h1" };
-            // How long a pause this host needs for a guest that writes 1 GiB/s is no matter here.
-            let request = MoveRequest { strategy, downtime_ms_max: 5000, ..MoveRequest::default() };
-            let operation = world.start_move(&machine, to, request).await;
-            let operation = world.wait_for_outcome(&operation, Duration::from_secs(60)).await;
-            assert_eq!(operation.outcome, Some(MoveOutcome::Moved), "{pattern}, move {number}: {operation:?}");
-            let summary = operation.summary.expect("a move whose source lived has a summary");
-            assert!(strategy != Strategy::Postcopy || summary.follow.is_some(), "{summary:?}");
-            println!(
-                "{strategy}, {pattern}, move {number}: total {:.0} ms, downtime {:.1} ms, {} rounds, followed {:?}",
-                summary.total_ms, summary.downtime.source_ms, summary.rounds, summary.follow
-            );
-            let complaints = world.console(&machine).complaints();
-            assert_eq!(complaints, Vec::<String>::new(), "{pattern}, after move {number}");
+fn every_pattern(test: &str, strategy: Strategy) {
+    scenario(test, async {
+        let world = world().await;
+        for (pattern, rate) in [("uniform", "100M"), ("zipf", "400M"), ("sequential", "1G"), ("readmostly", "200M")] {
+            let machine: MachineName = name(pattern);
+            let cmdline = format!("ws=128M rate={rate} content=text pattern={pattern} hb=1");
+            world
+                .create(MachineSpec { name: machine.clone(), ..world.spec("vm1", ByteSize::mib(256), &cmdline) }, "h1")
+                .await;
+            world.wait_for_console(&machine, "READY").await;
+            for number in 1..=20 {
+                let to = if number % 2 == 1 { "dc2" } else { "h1" };
+                // How long a pause this host needs for a guest that writes 1 GiB/s is no matter here.
+                let request = MoveRequest { strategy, downtime_ms_max: 5000, ..MoveRequest::default() };
+                let operation = world.start_move(&machine, to, request).await;
+                let operation = world.wait_for_outcome(&operation, Duration::from_secs(60)).await;
+                assert_eq!(operation.outcome, Some(MoveOutcome::Moved), "{pattern}, move {number}: {operation:?}");
+                let summary = operation.summary.expect("a move whose source lived has a summary");
+                assert!(strategy != Strategy::Postcopy || summary.follow.is_some(), "{summary:?}");
+                println!(
+                    "{strategy}, {pattern}, move {number}: total {:.0} ms, downtime {:.1} ms, {} rounds, followed {:?}",
+                    summary.total_ms, summary.downtime.source_ms, summary.rounds, summary.follow
+                );
+                let complaints = world.console(&machine).complaints();
+                assert_eq!(complaints, Vec::<String>::new(), "{pattern}, after move {number}");
+            }
+            // Long enough to read back what was moved.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(world.console(&machine).complaints(), Vec::<String>::new(), "{pattern}");
+            assert_eq!(world.copies(&machine).await.len(), 1);
+            world.client.stop(&machine).await.unwrap();
+            world.client.remove(&machine).await.unwrap();
         }
-        // Long enough to read back what was moved.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(world.console(&machine).complaints(), Vec::<String>::new(), "{pattern}");
-        assert_eq!(world.copies(&machine).await.len(), 1);
-        world.client.stop(&machine).await.unwrap();
-        world.client.remove(&machine).await.unwrap();
-    }
-    world.stop().await;
+        world.stop().await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_pattern_survives_twenty_moves_by_postcopy() {
-    every_pattern("every_pattern_survives_twenty_moves_by_postcopy", Strategy::Postcopy).await;
+#[test]
+fn every_pattern_survives_twenty_moves_by_postcopy() {
+    every_pattern("every_pattern_survives_twenty_moves_by_postcopy", Strategy::Postcopy);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_pattern_survives_twenty_moves_by_hybrid() {
-    every_pattern("every_pattern_survives_twenty_moves_by_hybrid", Strategy::Hybrid).await;
+#[test]
+fn every_pattern_survives_twenty_moves_by_hybrid() {
+    every_pattern("every_pattern_survives_twenty_moves_by_hybrid", Strategy::Hybrid);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_pattern_survives_twenty_moves_by_auto() {
-    every_pattern("every_pattern_survives_twenty_moves_by_auto", Strategy::Auto).await;
+#[test]
+fn every_pattern_survives_twenty_moves_by_auto() {
+    every_pattern("every_pattern_survives_twenty_moves_by_auto", Strategy::Auto);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_pattern_survives_twenty_moves_by_precopy() {
-    every_pattern("every_pattern_survives_twenty_moves_by_precopy", Strategy::Precopy).await;
+#[test]
+fn every_pattern_survives_twenty_moves_by_precopy() {
+    every_pattern("every_pattern_survives_twenty_moves_by_precopy", Strategy::Precopy);
 }
 
 async fn world() -> World {
     World::start(Duration::from_secs(10), None).await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_moves_lose_nothing_by_dirty_log() {
-    if skipped("twenty_moves_lose_nothing_by_dirty_log") {
-        return;
-    }
-    let world = world().await;
-    let spec = MachineSpec { dirty_source: DirtySource::Log, ..world.spec("vm1", ByteSize::gib(1), CMDLINE) };
-    there_and_back(&world, spec, 20).await;
-    world.stop().await;
+#[test]
+fn twenty_moves_lose_nothing_by_dirty_log() {
+    scenario("twenty_moves_lose_nothing_by_dirty_log", async {
+        let world = world().await;
+        let spec = MachineSpec { dirty_source: DirtySource::Log, ..world.spec("vm1", ByteSize::gib(1), CMDLINE) };
+        there_and_back(&world, spec, 20).await;
+        world.stop().await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_moves_lose_nothing_by_dirty_ring() {
-    if skipped("twenty_moves_lose_nothing_by_dirty_ring") {
-        return;
-    }
-    let world = world().await;
-    let spec = MachineSpec { dirty_source: DirtySource::Ring, ..world.spec("vm1", ByteSize::gib(1), CMDLINE) };
-    there_and_back(&world, spec, 20).await;
-    world.stop().await;
+#[test]
+fn twenty_moves_lose_nothing_by_dirty_ring() {
+    scenario("twenty_moves_lose_nothing_by_dirty_ring", async {
+        let world = world().await;
+        let spec = MachineSpec { dirty_source: DirtySource::Ring, ..world.spec("vm1", ByteSize::gib(1), CMDLINE) };
+        there_and_back(&world, spec, 20).await;
+        world.stop().await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn twenty_moves_lose_nothing_with_disk_io() {
-    if skipped("twenty_moves_lose_nothing_with_disk_io") {
-        return;
-    }
-    let world = world().await;
-    let mut spec = world.spec("vm1", ByteSize::gib(1), &format!("{CMDLINE} disk_rate=200"));
-    spec.disks.push(world.disk("vm1.img", 64 << 20));
-    there_and_back(&world, spec, 20).await;
-    world.stop().await;
+#[test]
+fn twenty_moves_lose_nothing_with_disk_io() {
+    scenario("twenty_moves_lose_nothing_with_disk_io", async {
+        let world = world().await;
+        let mut spec = world.spec("vm1", ByteSize::gib(1), &format!("{CMDLINE} disk_rate=200"));
+        spec.disks.push(world.disk("vm1.img", 64 << 20));
+        there_and_back(&world, spec, 20).await;
+        world.stop().await;
+    });
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_machine_with_memory_above_the_hole_moves() {
-    if skipped("a_machine_with_memory_above_the_hole_moves") {
-        return;
-    }
-    let world = world().await;
-    let spec = MachineSpec {
-        name: name("large"),
-        ..world.spec("vm1", ByteSize::gib(4), "ws=256M rate=50M content=random hb=100")
-    };
-    there_and_back(&world, spec, 2).await;
-    world.stop().await;
+#[test]
+fn a_machine_with_memory_above_the_hole_moves() {
+    scenario("a_machine_with_memory_above_the_hole_moves", async {
+        let world = world().await;
+        let spec = MachineSpec {
+            name: name("large"),
+            ..world.spec("vm1", ByteSize::gib(4), "ws=256M rate=50M content=random hb=100")
+        };
+        there_and_back(&world, spec, 2).await;
+        world.stop().await;
+    });
 }

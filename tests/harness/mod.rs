@@ -32,29 +32,27 @@ use vmotion_transport::{Identity, Principal, pki::Authority, session::MoveTicket
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_vmotion");
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Says that a test is skipped, and why, when this machine cannot run guests.
-pub fn skipped(test: &str) -> bool {
-    let missing = if !Path::new("/dev/kvm").exists() {
-        "/dev/kvm is missing"
+/// Runs a test in a network of its own, or says that it is skipped, and why, when this machine cannot run guests.
+pub fn scenario(test: &str, body: impl Future<Output = ()>) {
+    if !Path::new("/dev/kvm").exists() {
+        eprintln!("SKIPPED {test}: /dev/kvm is missing");
     } else if !rustix::process::geteuid().is_root() {
-        "it needs root"
+        eprintln!("SKIPPED {test}: it needs root");
     } else {
-        return false;
-    };
-    eprintln!("SKIPPED {test}: {missing}");
-    true
+        network::enter_new();
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        runtime.worker_threads(2).enable_all().build().unwrap().block_on(body);
+    }
 }
 
 pub fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
     text.parse().unwrap()
 }
 
-/// A range of UDP ports that no other world of this machine uses.
+/// A range of UDP ports that no other world of this process uses, outside of those the kernel gives away.
 fn port_range() -> (u16, u16) {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let world = NEXT.fetch_add(1, Ordering::Relaxed) % 4;
-    let slot = u16::try_from(std::process::id() % 1500).unwrap() * 4 + world;
-    let first = 20_000 + slot * 5;
+    let first = 20_000 + NEXT.fetch_add(1, Ordering::Relaxed) * 5;
     (first, first + 4)
 }
 
