@@ -26,8 +26,6 @@ use vmotion_dirty_tracking::PageBitmap;
 use vmotion_model::error_chain;
 use vmotion_transport::session::{Copies, PathStats};
 
-/// On a shorter path a round trip of waiting costs less than it saves.
-const LONG_PATH: Duration = Duration::from_millis(10);
 /// How often the counters are looked at while a pass leaves.
 const LOOK: Duration = Duration::from_millis(2);
 /// Passes of a trickle in a round trip, and their least distance: what is dirty at the pause is what was written in about one.
@@ -41,14 +39,9 @@ const TRIPS_AHEAD: u32 = 4;
 /// A trickle that hears nothing of its beginning for so many round trips waits for word of all.
 const TRICKLE_TRIPS: u32 = 8;
 
-/// Can passes follow each other without word from the target?
-pub(super) fn is_long(stats: &PathStats) -> bool {
-    (LONG_PATH..Duration::MAX).contains(&stats.least_rtt())
-}
-
 /// Does this path lose packets, and does that cost much?
 pub(super) fn is_worth_copies(stats: &PathStats) -> bool {
-    is_long(stats) && stats.packets_lost() > 0
+    stats.is_long() && stats.packets_lost() > 0
 }
 
 /// What a round needs.
@@ -85,7 +78,7 @@ impl<M: SourceMachine> Round<M> {
         self.copier.perform(Task::Copy(pages), mark).await.map_err(|error| error_chain(&error))?;
         let done = self.copier.counters().done();
         let hopeless = done < count;
-        let ahead = self.may_follow_at_once && !hopeless && self.tracker.is_some() && is_long(&self.stats);
+        let ahead = self.may_follow_at_once && !hopeless && self.tracker.is_some() && self.stats.is_long();
         let (left, dirty) = if ahead {
             self.leave(mark).await?;
             let left = Instant::now();

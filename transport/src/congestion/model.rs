@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// A path with a shorter round trip is Cubic's.
+/// A path with a shorter round trip is Cubic's, and nobody minds waiting for one.
 pub(crate) const LONG: Duration = Duration::from_millis(10);
 /// What a long path is taken to carry at least: startup begins with it instead of with what would fit any path, which takes two
 /// rounds less at 100 ms. A slower path shows at once that it is.

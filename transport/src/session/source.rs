@@ -5,7 +5,7 @@ use super::{
     MoveTicket, Opening, SessionError, Urgent, WIRE_VERSION_COPIES, Welcome, WireError, control,
     copies::{Copies, CopySender},
 };
-use crate::{ExpectedPeer, Identity, pages::WireCost, socket, tuning::Tuning};
+use crate::{ExpectedPeer, Identity, congestion::LONG, pages::WireCost, socket, tuning::Tuning};
 use quinn::crypto::rustls::QuicClientConfig;
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
@@ -111,6 +111,12 @@ impl PathStats {
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let before = self.least_rtt_ns.fetch_min(now, Ordering::Relaxed);
         Duration::from_nanos(before.min(now))
+    }
+
+    /// Does a round trip cost more than hosts take to wake up, so that nobody should wait for one who can do without?
+    #[must_use]
+    pub fn is_long(&self) -> bool {
+        (LONG..Duration::MAX).contains(&self.least_rtt())
     }
 
     /// Bytes of streams and datagrams that have left this host and were not lost, about: never much less than it is.
