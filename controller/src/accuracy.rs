@@ -2,31 +2,67 @@
 
 use crate::{
     operations::MoveRecord,
-    records::{MOVES, load_all},
+    records::{MOVES, Stored, load_all},
     store::Store,
 };
-use vmotion_model::{Accuracy, ApiError, Deviation, MoveOutcome, MoveSummary};
+use vmotion_model::{Accuracy, ApiError, Deviation, HostName, MoveOutcome, MoveSummary, Prediction};
 
 /// Fewer moves say little; until then what is assumed of any host counts.
 const MOVES_MIN: usize = 5;
 /// The newest moves count; hosts and links change.
 const MOVES_MAX: usize = 100;
+/// Fewer for what a pause takes: how busy the hosts are changes faster.
+const PAUSES_MAX: usize = 25;
 
 /// Of the moves in `store`.
 pub(crate) async fn of_moves(store: &dyn Store) -> Result<Accuracy, ApiError> {
     let moves = load_all::<MoveRecord>(store, MOVES).await?;
-    Ok(of(moves.iter().rev().filter_map(|stored| stored.value.operation.summary.as_ref())))
+    Ok(of(summaries(&moves)))
+}
+
+/// Of the moves in `store`; what differs from host to host, of those between the two `hosts` where there are enough of them.
+pub(crate) async fn between(store: &dyn Store, hosts: [&HostName; 2]) -> Result<Accuracy, ApiError> {
+    let moves = load_all::<MoveRecord>(store, MOVES).await?;
+    let between = summaries(&moves)
+        .filter(|summary| hosts == [&summary.source, &summary.target] || hosts == [&summary.target, &summary.source]);
+    let all = of(summaries(&moves));
+    Ok(Accuracy { pause_fixed_ms: of(between).pause_fixed_ms.or(all.pause_fixed_ms), ..all })
+}
+
+/// The newest first.
+fn summaries(moves: &[Stored<MoveRecord>]) -> impl Iterator<Item = &MoveSummary> {
+    moves.iter().rev().filter_map(|stored| stored.value.operation.summary.as_ref())
 }
 
 /// Of `summaries`, the newest first.
 fn of<'a>(summaries: impl Iterator<Item = &'a MoveSummary>) -> Accuracy {
-    let carried_through = summaries.filter(|summary| summary.outcome == MoveOutcome::Moved);
-    let foreseen: Vec<[f64; 3]> = carried_through.filter_map(errors).take(MOVES_MAX).collect();
+    let carried_through: Vec<_> =
+        summaries.filter(|summary| summary.outcome == MoveOutcome::Moved).take(MOVES_MAX).collect();
+    let foreseen: Vec<[f64; 3]> = carried_through.iter().copied().filter_map(errors).collect();
+    let pauses: Vec<f64> = carried_through.iter().copied().filter_map(pause_fixed_ms).take(PAUSES_MAX).collect();
     let deviation = |column: usize| {
         let errors: Vec<f64> = foreseen.iter().map(|errors| errors[column]).collect();
         Some(errors).filter(|errors| errors.len() >= MOVES_MIN).and_then(Deviation::of).unwrap_or_default()
     };
-    Accuracy { moves: foreseen.len() as u64, total: deviation(0), downtime: deviation(1), wire_bytes: deviation(2) }
+    Accuracy {
+        moves: foreseen.len() as u64,
+        total: deviation(0),
+        downtime: deviation(1),
+        wire_bytes: deviation(2),
+        pause_fixed_ms: Some(pauses).filter(|pauses| pauses.len() >= MOVES_MIN).map(median),
+    }
+}
+
+/// What the pause took besides what was foreseen of pages and round trips, in ms.
+fn pause_fixed_ms(summary: &MoveSummary) -> Option<f64> {
+    let Prediction { downtime_ms, pause_fixed_ms, .. } = summary.predicted;
+    // Records of earlier versions do not say what was taken for granted.
+    (pause_fixed_ms > 0.0 && downtime_ms > 0.0).then_some(summary.downtime.source_ms - (downtime_ms - pause_fixed_ms))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// Relative errors of total time, downtime and bytes.
@@ -45,9 +81,7 @@ fn errors(summary: &MoveSummary) -> Option<[f64; 3]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vmotion_model::{
-        DowntimeReport, Epoch, Expected, Forecast, Outlook, PageCounts, Prediction, Strategy, Timeline,
-    };
+    use vmotion_model::{DowntimeReport, Epoch, Expected, Forecast, Outlook, PageCounts, Strategy, Timeline};
 
     fn summary(total_ms: f64, foreseen_ms: f64, outcome: MoveOutcome) -> MoveSummary {
         let forecast = Forecast {
@@ -93,6 +127,22 @@ mod tests {
         assert_eq!(accuracy.moves, 5);
         assert!((accuracy.total.median - 0.1).abs() < 1e-9, "{accuracy:?}");
         assert!((accuracy.downtime.p80 - 0.25).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_pause_is_taken_to_cost_what_it_cost_before() {
+        let paused = |source_ms| MoveSummary {
+            downtime: DowntimeReport { source_ms, ..DowntimeReport::default() },
+            predicted: Prediction { downtime_ms: 6.0, pause_fixed_ms: 4.0, ..Prediction::default() },
+            ..summary(100.0, 100.0, MoveOutcome::Moved)
+        };
+        // 2 ms were for pages; one pause in five met something else.
+        let moved = [3.0, 3.5, 80.0, 4.0, 3.5].map(paused);
+        assert_eq!(of(moved.iter()).pause_fixed_ms, Some(1.5));
+        assert_eq!(of(moved[1..].iter()).pause_fixed_ms, None);
+        // What nobody foresaw says nothing.
+        let unforeseen = [(); 9].map(|()| summary(100.0, 100.0, MoveOutcome::Moved));
+        assert_eq!(of(unforeseen.iter()).pause_fixed_ms, None);
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub enum Decision {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Convergence {
     downtime_ms_max: f64,
+    /// What a pause costs without any page.
+    pause_fixed_ms: f64,
     rounds_max: u32,
     rounds: u32,
     /// Pages per ms, the best estimate of what the path and both ends carry.
@@ -55,8 +57,12 @@ pub struct Convergence {
     elapsed_ms: f64,
 }
 
-/// Pausing, saving, loading, committing, resuming: what a pause costs without any page. Measured; see BENCHMARKS.md.
+/// Pausing, saving, loading, committing, resuming: what a pause costs without any page, until moves have shown what it costs here. Measured; see
+/// BENCHMARKS.md.
 const PAUSE_FIXED_MS: f64 = 4.0;
+/// No host is faster, whatever was measured; and one that was slower for a while is not refused for ever.
+const PAUSE_FIXED_LEAST_MS: f64 = 0.5;
+const PAUSE_FIXED_MOST_MS: f64 = 100.0;
 /// A remainder that takes less than this is not worth another round.
 const NEGLIGIBLE_MS: f64 = 0.5;
 /// On a long path a round takes a round trip at least, in which the guest writes on: a remainder of less than this part of one is not
@@ -91,6 +97,7 @@ impl Convergence {
     pub fn new(downtime_ms_max: u32, rounds_max: u32) -> Self {
         Self {
             downtime_ms_max: f64::from(downtime_ms_max),
+            pause_fixed_ms: PAUSE_FIXED_MS,
             rounds_max,
             rounds: 0,
             pages_per_ms: None,
@@ -100,6 +107,19 @@ impl Convergence {
             least_remaining: f64::INFINITY,
             elapsed_ms: 0.0,
         }
+    }
+
+    /// The same rule where moves have shown what a pause costs without any page, in ms.
+    #[must_use]
+    pub fn with_pause_fixed_ms(self, seen: Option<f64>) -> Self {
+        let pause_fixed_ms = seen.unwrap_or(PAUSE_FIXED_MS).clamp(PAUSE_FIXED_LEAST_MS, PAUSE_FIXED_MOST_MS);
+        Self { pause_fixed_ms, ..self }
+    }
+
+    /// What a pause costs without any page, in ms.
+    #[must_use]
+    pub const fn pause_fixed_ms(&self) -> f64 {
+        self.pause_fixed_ms
     }
 
     /// The longest pause allowed, in ms.
@@ -113,7 +133,7 @@ impl Convergence {
     pub fn predict_pause_ms(&self, pages: u64, rtt: Duration) -> f64 {
         let copying = self.copying_ms(pages);
         // Pages and offer go out together; the answer comes back once.
-        copying + rtt.as_secs_f64() * 1000.0 + PAUSE_FIXED_MS
+        copying + rtt.as_secs_f64() * 1000.0 + self.pause_fixed_ms
     }
 
     /// Sending `pages` as fast as it went so far, in ms.

@@ -165,7 +165,8 @@ impl Basis {
     }
 
     fn forecast_throttled(&self, strategy: Strategy, request: &MoveRequest, percent: u8) -> Forecast {
-        let rule = Convergence::new(request.downtime_ms_max, request.rounds_max);
+        let rule = Convergence::new(request.downtime_ms_max, request.rounds_max)
+            .with_pause_fixed_ms(self.accuracy.pause_fixed_ms);
         // One that cannot hand over only ends at the deadline; how long it would have taken is what the operator wants to know.
         let deadline = request.deadline_ms.filter(|_| Plan::may_hand_over(strategy));
         let mut plan = Plan::new(strategy, rule).by_deadline(deadline);

@@ -102,6 +102,9 @@ pub struct Accuracy {
     pub downtime: Deviation,
     /// Of the bytes on the wire.
     pub wire_bytes: Deviation,
+    /// What a pause took besides pages and round trips, in ms: the median of the newest moves. `None`: too few.
+    #[serde(default)]
+    pub pause_fixed_ms: Option<f64>,
 }
 
 /// Relative errors: 0.1 is ten percent.

@@ -14,6 +14,9 @@ pub struct Prediction {
     pub wire_bytes: f64,
     /// Pause, in ms, as foreseen just before it.
     pub downtime_ms: f64,
+    /// What of that is neither pages nor round trips, in ms.
+    #[serde(default)]
+    pub pause_fixed_ms: f64,
 }
 
 /// The pause, as each end measured it, in ms. The parts add up to the whole.

@@ -207,7 +207,7 @@ pub(crate) fn details(operation: &Operation) {
 
 /// How far forecasts were off.
 pub(crate) fn accuracy(accuracy: &Accuracy) {
-    let Accuracy { moves, total, downtime, wire_bytes } = accuracy;
+    let Accuracy { moves, total, downtime, wire_bytes, pause_fixed_ms } = accuracy;
     println!("{moves} moves were foreseen and carried through");
     let mut rows = table(&["", "MEDIAN ERROR", "8 OF 10 WITHIN"]);
     for (what, deviation) in [("total time", total), ("downtime", downtime), ("bytes", wire_bytes)] {
@@ -215,6 +215,9 @@ pub(crate) fn accuracy(accuracy: &Accuracy) {
         rows.add_row([what.to_owned(), percent(deviation.median), percent(deviation.p80)]);
     }
     println!("{rows}");
+    if let Some(ms) = pause_fixed_ms {
+        println!("a pause takes {ms:.1} ms besides pages and round trips");
+    }
 }
 
 /// The report of a move: one line of result, then the numbers.

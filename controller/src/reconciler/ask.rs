@@ -132,7 +132,7 @@ impl Questioner {
             address,
             ticket: ticket.clone(),
             request: operation.request.clone(),
-            accuracy: accuracy::of_moves(&*app.store).await?,
+            accuracy: accuracy::between(&*app.store, [&operation.source, &operation.target]).await?,
         };
         match agent.outgoing(&request).await {
             Ok(report) => Ok(tell(app, record, report).unwrap_or(Event::Launched)),

@@ -102,9 +102,10 @@ impl<M: SourceMachine, O: OwnerStore> SourceMove<M, O> {
     ) -> MoveSummary {
         let Self { machine, store, identity, options } = self;
         let (events, inbox) = mpsc::unbounded_channel();
-        let rule = Convergence::new(options.request.downtime_ms_max, options.request.rounds_max);
+        let rule = Convergence::new(options.request.downtime_ms_max, options.request.rounds_max)
+            .with_pause_fixed_ms(options.accuracy.pause_fixed_ms);
         options.limit.begin_with(options.request.bandwidth_max);
-        let foresight = Foresight::new(Arc::clone(&machine), options.request.clone());
+        let foresight = Foresight::new(Arc::clone(&machine), options.request.clone(), rule.pause_fixed_ms());
         let driver = Driver {
             hasher: PageHasher::new(&options.ticket),
             machine,

@@ -46,7 +46,8 @@ pub(super) struct Foresight<M> {
 }
 
 impl<M: SourceMachine> Foresight<M> {
-    pub(super) fn new(machine: Arc<M>, request: MoveRequest) -> Self {
+    /// `pause_fixed_ms` is what a pause is taken to cost without any page.
+    pub(super) fn new(machine: Arc<M>, request: MoveRequest, pause_fixed_ms: f64) -> Self {
         Self {
             machine,
             request,
@@ -54,7 +55,7 @@ impl<M: SourceMachine> Foresight<M> {
             sampled: None,
             unread: None,
             outlook: None,
-            predicted: Prediction::default(),
+            predicted: Prediction { pause_fixed_ms, ..Prediction::default() },
             throttle: None,
             throttled: 0,
         }
