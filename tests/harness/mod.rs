@@ -5,11 +5,13 @@
 
 mod checkpoints;
 mod console;
+mod huge_pages;
 mod network;
 mod random;
 
 pub use checkpoints::{Checkpoints, Held};
 pub use console::ConsoleLog;
+pub use huge_pages::HugePages;
 pub use network::Cut;
 pub use random::{Random, seed, setting};
 
