@@ -19,6 +19,7 @@ mod console;
 mod devices;
 mod error;
 mod host;
+pub mod interrupts;
 mod machine;
 mod memory;
 mod state;
