@@ -1,0 +1,57 @@
+//! Shards: the 2 MiB ranges in which homes are given to hosts, and the table that says to which.
+
+use super::HostId;
+use std::{collections::BTreeMap, fmt};
+use vmotion_model::{Epoch, PageNumber};
+
+/// Pages in a shard: 2 MiB.
+pub const PAGES_PER_SHARD: u64 = 512;
+
+/// A 2 MiB range of guest memory, whose pages have their homes on one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardNumber(pub u64);
+
+impl ShardNumber {
+    /// The shard of `page`.
+    #[must_use]
+    pub const fn of(page: PageNumber) -> Self {
+        Self(page.0 / PAGES_PER_SHARD)
+    }
+}
+
+impl fmt::Display for ShardNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "shard {:#x}", self.0)
+    }
+}
+
+/// Where a shard's home is, and since when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// The host.
+    pub home: HostId,
+    /// Grows with every relocation, in the store.
+    pub epoch: Epoch,
+}
+
+/// What one host knows of the replicated table `shard → (home, epoch)`. It may be late, it never goes back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Table {
+    routes: BTreeMap<ShardNumber, Route>,
+}
+
+impl Table {
+    /// Where to send a request about `page`; `None`: it is not in the machine's memory.
+    #[must_use]
+    pub fn route(&self, page: PageNumber) -> Option<Route> {
+        self.routes.get(&ShardNumber::of(page)).copied()
+    }
+
+    /// Takes what the store or a redirection says, if it is news. Two relocations may be heard of in the wrong order.
+    pub fn learn(&mut self, shard: ShardNumber, route: Route) {
+        let known = self.routes.entry(shard).or_insert(route);
+        if route.epoch > known.epoch {
+            *known = route;
+        }
+    }
+}
