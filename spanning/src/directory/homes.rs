@@ -250,6 +250,14 @@ impl<C: Clone + Eq> Homes<C> {
         lost
     }
 
+    #[cfg(test)]
+    pub(super) fn home_mut(&mut self, page: PageNumber) -> Option<&mut Home<C>> {
+        match self.shards.get_mut(&ShardNumber::of(page)) {
+            Some(Shard::Here { pages, .. }) => pages.get_mut(&page),
+            Some(Shard::Elsewhere(_)) | None => None,
+        }
+    }
+
     /// The epoch in which this host serves the shard; `None` when it does not.
     #[must_use]
     pub fn serves(&self, shard: ShardNumber) -> Option<Epoch> {

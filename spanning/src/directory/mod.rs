@@ -35,6 +35,15 @@ mod message;
 pub mod replay;
 mod shard;
 
+#[cfg(test)]
+mod model_check;
+#[cfg(test)]
+mod mutations;
+#[cfg(test)]
+mod simulator;
+#[cfg(test)]
+mod world;
+
 pub use error::{Misfit, ProtocolError};
 pub use event::{At, Effect, Effects, Event, Moment, Rights};
 pub use holder::Holder;
