@@ -102,13 +102,13 @@ struct Waiting<C> {
 
 /// What a page's home must know of its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Place {
+pub(super) struct Place {
     /// Which page it is.
-    pub page: PageNumber,
+    pub(super) page: PageNumber,
     /// The shard's epoch.
-    pub epoch: Epoch,
+    pub(super) epoch: Epoch,
     /// Transactions may begin.
-    pub open: bool,
+    pub(super) open: bool,
 }
 
 /// One page at its home.
@@ -155,7 +155,7 @@ impl<C: Clone + Eq> Home<C> {
     ///
     /// # Errors
     /// It fits no rule, and nothing has changed.
-    pub fn request(
+    pub(super) fn request(
         &mut self,
         place: Place,
         from: HostId,
@@ -190,7 +190,7 @@ impl<C: Clone + Eq> Home<C> {
     ///
     /// # Errors
     /// It fits no rule, and nothing has changed.
-    pub fn answer(
+    pub(super) fn answer(
         &mut self,
         place: Place,
         from: HostId,
@@ -238,7 +238,7 @@ impl<C: Clone + Eq> Home<C> {
     }
 
     /// The lease of `host` is over: it has nothing any more. Was this page lost with it?
-    pub fn fence(&mut self, place: Place, host: HostId, out: &mut Vec<Outgoing<C>>) -> bool {
+    pub(super) fn fence(&mut self, place: Place, host: HostId, out: &mut Vec<Outgoing<C>>) -> bool {
         self.queue.retain(|waiting| waiting.from != host);
         // Whoever becomes the writer may have written already, and then something else that others have seen: the bytes here are old.
         let lost = self.writes(host);
@@ -260,12 +260,12 @@ impl<C: Clone + Eq> Home<C> {
     }
 
     /// The shard is open: what waited may begin.
-    pub fn open(&mut self, place: Place, out: &mut Vec<Outgoing<C>>) {
+    pub(super) fn open(&mut self, place: Place, out: &mut Vec<Outgoing<C>>) {
         self.go_on(place, out);
     }
 
     /// The shard has its home elsewhere: who waited asks there.
-    pub fn redirect(self, page: PageNumber, home: HostId, epoch: Epoch, out: &mut Vec<Outgoing<C>>) {
+    pub(super) fn redirect(self, page: PageNumber, home: HostId, epoch: Epoch, out: &mut Vec<Outgoing<C>>) {
         for Waiting { from, epoch: of, .. } in self.queue {
             out.push(reply(from, page, Reply::Redirect { of, home, epoch }));
         }

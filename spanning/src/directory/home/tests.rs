@@ -1,4 +1,5 @@
 use super::*;
+use proptest::prelude::*;
 
 type Bytes = u8;
 
@@ -195,4 +196,57 @@ fn a_dead_sharer_is_not_waited_for() {
     let mut out = Vec::new();
     told.home.fence(OPEN, host(1), &mut out);
     assert_eq!(out, [grant(2, 3, Access::Write, 1, Some(Content::Zero))]);
+}
+
+#[derive(Debug, Clone)]
+enum Said {
+    Request(Request<Bytes>),
+    Answer(u64, Answer<Bytes>),
+    Fenced,
+}
+
+fn anything() -> impl Strategy<Value = Said> {
+    let content = || prop_oneof![Just(Content::Zero), any::<u8>().prop_map(Content::Bytes)];
+    let access = prop_oneof![Just(Access::Read), Just(Access::Write)];
+    let answers =
+        prop_oneof![4 => Just(Answer::Ack), 4 => content().prop_map(Answer::AckData), 6 => Just(Answer::Done)];
+    prop_oneof![
+        8 => (access, prop::option::of((0..4_u64).prop_map(Version))).prop_map(|(access, have)| {
+            Said::Request(Request::Get { access, have })
+        }),
+        4 => prop::option::of(content()).prop_map(|content| Said::Request(Request::Put(content))),
+        16 => (0..3_u64, answers).prop_map(|(ago, answer)| Said::Answer(ago, answer)),
+        1 => Just(Said::Fenced),
+    ]
+}
+
+proptest! {
+    /// Whatever holders say, in whatever order: nobody panics, a refusal changes nothing, nothing is ordered while a grant is not
+    /// done, versions never go back, and at most one request a host waits.
+    #[test]
+    fn hostile_holders_get_refusals(said in prop::collection::vec((0..4_u8, anything()), 0..120)) {
+        let mut home = Home::<Bytes>::default();
+        for (from, said) in said {
+            let (before, mut out) = (home.clone(), Vec::new());
+            let heard = match said {
+                Said::Request(request) => home.request(OPEN, host(from), Epoch(1), request, &mut out),
+                Said::Answer(ago, answer) => {
+                    let number = home.entry.transactions.saturating_sub(ago) + u64::from(ago == 2);
+                    home.answer(OPEN, host(from), txn(number), answer, &mut out)
+                }
+                Said::Fenced => {
+                    home.fence(OPEN, host(from), &mut out);
+                    Ok(())
+                }
+            };
+            if heard.is_err() {
+                prop_assert_eq!((&home, out.len()), (&before, 0));
+            }
+            let orders = out.iter().any(|outgoing| matches!(outgoing.message, Message::Order { .. }));
+            let granting = |home: &Home<Bytes>| matches!(home.phase, Phase::Granting { .. });
+            prop_assert!(!orders || !granting(&home));
+            prop_assert!(home.entry.version >= before.entry.version);
+            prop_assert!(home.queued() <= 4);
+        }
+    }
 }
