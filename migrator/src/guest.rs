@@ -1,9 +1,10 @@
 //! What a migration needs from a machine, and no more.
 
 use std::sync::Arc;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use vmotion_dirty_tracking::{DirtyTracker, PageBitmap};
 use vmotion_model::{FollowReport, MemoryLayout};
+use vmotion_transport::session::DemandSource;
 
 /// Why a machine did not do what a migration asked; the text is for the operator.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -72,15 +73,6 @@ pub trait FrozenGuest: Send + 'static {
     fn thaw(self);
 }
 
-/// Whom a target asks for pages that are missing, and tells when none is.
-#[derive(Debug, Clone)]
-pub struct Wants {
-    /// Takes indices of pages that a vCPU or device waits for, each once.
-    pub demand: mpsc::UnboundedSender<Vec<u64>>,
-    /// Told when the last missing page is there.
-    pub all_here: Arc<Notify>,
-}
-
 /// A machine that is being received: prepared, filled, and not running.
 pub trait TargetMachine: GuestPages + vmotion_transport::pages::PageSink + 'static {
     /// Loads vCPUs and devices. Memory is complete.
@@ -93,13 +85,13 @@ pub trait TargetMachine: GuestPages + vmotion_transport::pages::PageSink + 'stat
     /// # Errors
     /// When the machine cannot run.
     fn resume(&self) -> Result<(), GuestError>;
-    /// From now on whoever touches a page that was declared missing waits for it, and it is asked for. Comes before
-    /// [`Self::restore`].
+    /// From now on whoever touches a page that was declared missing waits for it, and what is returned says which. `all_here` is told when
+    /// the last missing page is there. Comes before [`Self::restore`].
     ///
     /// # Errors
     /// When the host cannot do that; nothing is lost, for the guest still is the source's.
-    fn follow(&self, wants: Wants) -> Result<(), GuestError> {
-        drop(wants);
+    fn follow(&self, all_here: Arc<Notify>) -> Result<Box<dyn DemandSource>, GuestError> {
+        drop(all_here);
         Err(GuestError("this machine cannot run before all its memory is there".to_owned()))
     }
     /// Nothing is missing any more: the pause in which pages were declared missing was taken back.

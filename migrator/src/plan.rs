@@ -10,7 +10,7 @@ use vmotion_model::Strategy;
 /// pages would not be.
 const HYBRID_PAYING_RATIO: f64 = 0.5;
 
-/// A hand-over has more to do than a switch-over: userfaultfds, fault threads, the demand lane. Measured, in ms.
+/// A hand-over has more to do than a switch-over: userfaultfds, the demand lane. Measured, in ms.
 const HAND_OVER_FIXED_MS: f64 = 2.0;
 /// Declaring one missing page and unmapping it at the target, in ms. Measured: 26 ms for 72,000 pages here and there, 4 for 48,000 in a row.
 const MISSING_PAGE_MS: f64 = 3.5e-4;

@@ -29,15 +29,20 @@ struct SplittingSocket {
     segment: AtomicUsize,
 }
 
-/// Wraps `socket` for quinn, with buffers for bulk data.
-pub(crate) fn wrap(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+/// Gives `socket` buffers for bulk data, as far as it may have them.
+pub(crate) fn enlarge_buffers(socket: &UdpSocket) {
     use rustix::net::sockopt;
     let bytes = crate::tuning::SOCKET_BUFFER_BYTES;
     // With CAP_NET_ADMIN the administrator's limit does not apply; without, what the limit gives must do.
-    if sockopt::set_socket_recv_buffer_size_force(&socket, bytes).is_err() {
-        let _ = sockopt::set_socket_recv_buffer_size(&socket, bytes);
+    if sockopt::set_socket_recv_buffer_size_force(socket, bytes).is_err() {
+        let _ = sockopt::set_socket_recv_buffer_size(socket, bytes);
     }
-    let _ = sockopt::set_socket_send_buffer_size(&socket, bytes);
+    let _ = sockopt::set_socket_send_buffer_size(socket, bytes);
+}
+
+/// Wraps `socket` for quinn, with buffers for bulk data.
+pub(crate) fn wrap(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    enlarge_buffers(&socket);
     let inner = TokioRuntime.wrap_udp_socket(socket)?;
     Ok(Arc::new(SplittingSocket { inner, segment: AtomicUsize::new(1) }))
 }

@@ -1,34 +1,33 @@
-//! Memory that follows a guest: faults are read by a thread for each shard, answered here or asked for; what arrives is mapped.
+//! Memory that follows a guest: faults are answered here or asked for; what arrives is mapped.
 
-use crate::guest::{GuestError, Wants};
-use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, eventfd},
-    fd::OwnedFd,
-};
+use crate::guest::GuestError;
+use rustix::fd::{AsFd, BorrowedFd};
 use std::{sync::Arc, thread};
+use tokio::sync::Notify;
 use vmotion_dirty_tracking::PageBitmap;
 use vmotion_machine::Machine;
 use vmotion_model::{FollowReport, PAGE_SIZE, error_chain};
-use vmotion_pager::{FaultQueue, GuestRegion, Pager, Resolution};
+use vmotion_pager::{Fault, FaultQueue, GuestRegion, Pager, Resolution};
+use vmotion_transport::session::DemandSource;
 
-/// Fault queues, each with its thread. One userfaultfd is one lock.
+/// Fault queues: one userfaultfd is one lock.
 const SHARDS_MAX: usize = 4;
-/// Of threads that somebody waits for.
-const URGENT_NICE: i32 = -10;
 
-/// The pager of one machine, and its threads. Dropping it ends them.
+/// The pager of one machine.
 #[derive(Debug)]
 pub(super) struct Following {
     pager: Arc<Pager>,
-    wants: Wants,
+    all_here: Arc<Notify>,
     missing: u64,
-    /// Readable once the threads are to end.
-    stop: Arc<OwnedFd>,
 }
 
 impl Following {
-    /// Sees to it that whoever touches one of `missing` waits for it, and starts answering.
-    pub(super) fn start(machine: &Machine, missing: &PageBitmap, wants: Wants) -> Result<Self, GuestError> {
+    /// Sees to it that whoever touches one of `missing` waits for it; what is returned beside says which those are.
+    pub(super) fn start(
+        machine: &Machine,
+        missing: &PageBitmap,
+        all_here: Arc<Notify>,
+    ) -> Result<(Self, Box<dyn DemandSource>), GuestError> {
         let failed = |error: &(dyn std::error::Error + 'static)| GuestError(error_chain(error));
         let ram = machine.memory();
         let region = |(address, pages): (usize, std::ops::Range<u64>)| GuestRegion {
@@ -40,20 +39,10 @@ impl Following {
         let regions: Vec<GuestRegion> = ram.mapped_at().map(region).collect();
         let shards = thread::available_parallelism().map_or(1, usize::from).min(SHARDS_MAX);
         let (pager, queues) = Pager::arm(ram.memfd(), &regions, missing, shards).map_err(|error| failed(&error))?;
-        let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| failed(&error))?;
-        let following = Self { pager: Arc::new(pager), wants, missing: missing.count(), stop: Arc::new(stop) };
-        for (shard, queue) in queues.into_iter().enumerate() {
-            let answerer = Answerer {
-                pager: Arc::clone(&following.pager),
-                queue,
-                stop: Arc::clone(&following.stop),
-                wants: following.wants.clone(),
-            };
-            let thread = thread::Builder::new().name(format!("faults-{shard}"));
-            thread.spawn(move || answerer.run()).map_err(|error| failed(&error))?;
-        }
+        let following = Self { pager: Arc::new(pager), all_here, missing: missing.count() };
+        let faults = Faults { pager: Arc::clone(&following.pager), queues, read: Vec::new() };
         following.tell_if_done();
-        Ok(following)
+        Ok((following, Box::new(faults)))
     }
 
     /// `bytes` are what the pages from `first` on hold. Pages that are here already keep what the guest made of them.
@@ -71,7 +60,7 @@ impl Following {
 
     fn tell_if_done(&self) {
         if self.pager.remaining() == 0 {
-            self.wants.all_here.notify_one();
+            self.all_here.notify_one();
         }
     }
 
@@ -98,48 +87,29 @@ impl Following {
     }
 }
 
-impl Drop for Following {
-    fn drop(&mut self) {
-        // Fails only when the counter is full, which is as good as written.
-        let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
-    }
-}
-
-/// One thread's work: faults of one shard.
-struct Answerer {
+/// What vCPUs and devices wait for: faults are answered where the page is here, and become demands where it is not.
+struct Faults {
     pager: Arc<Pager>,
-    queue: FaultQueue,
-    stop: Arc<OwnedFd>,
-    wants: Wants,
+    queues: Vec<FaultQueue>,
+    read: Vec<Fault>,
 }
 
-impl Answerer {
-    fn run(self) {
-        // Somebody waits for each answer; without the privilege the others are as urgent.
-        let _ = rustix::process::setpriority_process(None, URGENT_NICE);
-        let mut faults = Vec::new();
-        loop {
-            let (queue, stop) = (PollFd::new(&self.queue, PollFlags::IN), PollFd::new(&*self.stop, PollFlags::IN));
-            let mut fds = [queue, stop];
-            match rustix::event::poll(&mut fds, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return tracing::error!(%error, "faults cannot be waited for"),
+impl DemandSource for Faults {
+    fn wakes<'a>(&'a self, into: &mut Vec<BorrowedFd<'a>>) {
+        into.extend(self.queues.iter().map(AsFd::as_fd));
+    }
+
+    fn demands(&mut self, into: &mut Vec<u64>) {
+        for queue in &self.queues {
+            if let Err(error) = queue.read(&mut self.read) {
+                tracing::error!(error = %error_chain(&error), "faults cannot be read");
             }
-            if fds[1].revents().contains(PollFlags::IN) {
-                return;
-            }
-            faults.clear();
-            if let Err(error) = self.queue.read(&mut faults) {
-                return tracing::error!(error = %error_chain(&error), "faults cannot be read");
-            }
-            for fault in faults.drain(..) {
-                match self.pager.resolve(&fault) {
-                    Ok(Resolution::Demand(pages)) => {
-                        drop(self.wants.demand.send(pages.into_iter().flatten().collect()))
-                    }
-                    Ok(Resolution::Answered | Resolution::Waiting) => {}
-                    Err(error) => tracing::error!(error = %error_chain(&error), "a fault cannot be answered"),
-                }
+        }
+        for fault in self.read.drain(..) {
+            match self.pager.resolve(&fault) {
+                Ok(Resolution::Demand(pages)) => into.extend(pages.into_iter().flatten()),
+                Ok(Resolution::Answered | Resolution::Waiting) => {}
+                Err(error) => tracing::error!(error = %error_chain(&error), "a fault cannot be answered"),
             }
         }
     }

@@ -1,7 +1,7 @@
 //! A prepared machine that arrives.
 
 use super::following::Following;
-use crate::guest::{GuestError, GuestPages, TargetMachine, Wants};
+use crate::guest::{GuestError, GuestPages, TargetMachine};
 use std::{
     collections::BTreeSet,
     sync::{
@@ -9,12 +9,13 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
+use tokio::sync::Notify;
 use vmotion_dirty_tracking::PageBitmap;
 use vmotion_machine::{Filling, Machine};
 use vmotion_model::{FollowReport, MemoryLayout, PAGE_SIZE};
 use vmotion_transport::{
     pages::PageSink,
-    session::{FEATURE_DELTA, FEATURE_POST_COPY},
+    session::{DemandSource, FEATURE_DELTA, FEATURE_POST_COPY},
 };
 
 /// A prepared machine that arrives.
@@ -167,13 +168,14 @@ impl TargetMachine for KvmTarget {
         Ok(self.machine.resume()?)
     }
 
-    fn follow(&self, wants: Wants) -> Result<(), GuestError> {
+    fn follow(&self, all_here: Arc<Notify>) -> Result<Box<dyn DemandSource>, GuestError> {
         // Views of memory that the guest maps would wait for pages themselves.
         drop(self.filling.write().unwrap_or_else(PoisonError::into_inner).take());
         let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        let following = Following::start(&self.machine, &missing, wants)?;
+        let (following, faults) = Following::start(&self.machine, &missing, all_here)?;
         drop(missing);
-        self.following.set(following).map_err(|_| GuestError("memory follows already".to_owned()))
+        self.following.set(following).map_err(|_| GuestError("memory follows already".to_owned()))?;
+        Ok(faults)
     }
 
     fn forget_missing(&self) {

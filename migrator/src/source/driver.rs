@@ -576,10 +576,8 @@ impl<M: SourceMachine, O: OwnerStore> Driver<M, O> {
         // Served already, since an earlier offer that was taken back.
         let (Some(server), Some(copier)) = (session.demand.take(), session.copier.clone()) else { return };
         let (owing, hasher, events) = (self.owing.clone(), self.hasher.clone(), self.events.clone());
-        let serving = server.runtime().spawn(async move { follow::serve(server, &copier, &owing, hasher).await });
-        // Not there: the lane's thread ends with the lane, and what it has to say of that would end with it.
         tokio::spawn(async move {
-            if let Err(reason) = serving.await.unwrap_or_else(|error| Err(error.to_string())) {
+            if let Err(reason) = follow::serve(server, copier, owing, hasher).await {
                 fail_unless_over(&events, reason).await;
             }
         });

@@ -5,7 +5,9 @@ use crate::{
     guest::SourceMachine,
     owed::OwedPages,
 };
+use bytes::Bytes;
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -48,21 +50,17 @@ pub(super) fn batches_ahead(rtt: Duration) -> u64 {
 
 /// Answers demands until the target asks no more. A page is sent once: who asks for one that is on its way waits for that.
 pub(super) async fn serve<M: SourceMachine>(
-    mut server: DemandServer,
-    copier: &Copier<M>,
-    owing: &Owing,
+    server: DemandServer,
+    copier: Arc<Copier<M>>,
+    owing: Owing,
     hasher: PageHasher,
 ) -> Result<(), String> {
     // Compressing one page costs its waiter more than its bytes.
     let mut encoder = BatchEncoder::new(hasher, Some(Codec::Raw));
-    while let Some(demands) = server.next().await.map_err(|error| error_chain(&error))? {
-        let Some(owed) = owing.get() else { continue };
-        for index in demands {
-            owed.note_demand(index);
-            if let Some(frame) = copier.answer(index, &owed, &mut encoder) {
-                server.answer(frame).await.map_err(|error| error_chain(&error))?;
-            }
-        }
-    }
-    Ok(())
+    let answer = move |index: u64, out: &mut VecDeque<Bytes>| {
+        let Some(owed) = owing.get() else { return };
+        owed.note_demand(index);
+        out.extend(copier.answer(index, &owed, &mut encoder).into_iter().flatten().filter(|part| !part.is_empty()));
+    };
+    server.serve(answer).await.map_err(|error| error_chain(&error))
 }

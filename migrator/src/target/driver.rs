@@ -3,7 +3,7 @@
 use super::state::{Effect, Event, Target};
 use crate::{
     digest::memory_digest,
-    guest::{TargetMachine, Wants},
+    guest::TargetMachine,
     ownership::{CasOutcome, OwnerStore},
     protocol::{FINAL_MARKS, STATE_PREFIX_BYTES, TargetReport, ToSource, ToTarget},
     source::{ask_until_answered, ms_between, process_cpu_s},
@@ -22,8 +22,8 @@ use vmotion_model::{Epoch, FollowReport, HostName, OwnerRecord, error_chain};
 use vmotion_transport::{
     pages::{FrameDecoder, PageHasher},
     session::{
-        ControlReceiver, DemandLane, MoveTicket, StateReceiver, TargetFacts, TargetListener, TargetSession, Urgent,
-        WireError, WireErrorCode,
+        ControlReceiver, DemandLane, MoveTicket, StateReceiver, TargetFacts, TargetListener, TargetSession, WireError,
+        WireErrorCode,
     },
 };
 
@@ -97,8 +97,8 @@ struct Driver<M, O> {
     cpu_s_at_start: f64,
     /// What the tasks of the session say, once memory follows the guest.
     inbox: Option<mpsc::UnboundedReceiver<Arrival>>,
-    /// The demand lane's thread.
-    urgent: Option<Urgent>,
+    /// The demand lane, once pages are asked for.
+    lane: Option<DemandLane>,
     /// Told when no page is missing any more.
     all_here: Arc<Notify>,
 }
@@ -138,7 +138,7 @@ impl<M: TargetMachine, O: OwnerStore> TargetMove<M, O> {
             pause_noticed: None,
             cpu_s_at_start: process_cpu_s(),
             inbox: None,
-            urgent: None,
+            lane: None,
             all_here: Arc::default(),
         };
         let (mut state, mut effect) = Target::Empty.step(Event::Built);
@@ -375,31 +375,11 @@ impl<M: TargetMachine, O: OwnerStore> Driver<M, O> {
     /// From here on a missing page is asked for when it is touched.
     fn follow(&mut self) -> Result<(), String> {
         let lane = self.session.as_mut().and_then(|session| session.demand.take());
-        let DemandLane { mut sender, receiver, urgent } =
-            lane.ok_or("pages are missing and there is no way to ask for them")?;
-        let (demand, mut demands) = mpsc::unbounded_channel::<Vec<u64>>();
-        self.machine
-            .follow(Wants { demand, all_here: Arc::clone(&self.all_here) })
-            .map_err(|error| error_chain(&error))?;
-        let runtime = urgent.handle().clone();
-        self.urgent = Some(urgent);
-        runtime.spawn(async move {
-            while let Some(mut pages) = demands.recv().await {
-                while let Ok(more) = demands.try_recv() {
-                    pages.extend(more);
-                }
-                // A lane that is lost is reported by its receiver.
-                if sender.ask(&pages).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let (machine, decoder) = (Arc::clone(&self.machine), FrameDecoder::new(PageHasher::new(&self.options.ticket)));
-        runtime.spawn(async move {
-            if let Err(error) = receiver.run(decoder, &*machine, |_| ()).await {
-                tracing::warn!(error = %error_chain(&error), "the demand lane ended");
-            }
-        });
+        let lane = lane.ok_or("pages are missing and there is no way to ask for them")?;
+        let source = self.machine.follow(Arc::clone(&self.all_here)).map_err(|error| error_chain(&error))?;
+        let decoder = FrameDecoder::new(PageHasher::new(&self.options.ticket));
+        lane.follow(source, decoder, Arc::clone(&self.machine) as _);
+        self.lane = Some(lane);
         Ok(())
     }
 

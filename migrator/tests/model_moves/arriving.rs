@@ -5,10 +5,14 @@ use super::{
     memory::{PAGE, Registers},
 };
 use std::sync::Arc;
+use tokio::sync::Notify;
 use vmotion_dirty_tracking::PageBitmap;
-use vmotion_migrator::guest::{GuestError, GuestPages, TargetMachine, Wants};
+use vmotion_migrator::guest::{GuestError, GuestPages, TargetMachine};
 use vmotion_model::{FollowReport, MemoryLayout};
-use vmotion_transport::pages::PageSink;
+use vmotion_transport::{
+    pages::PageSink,
+    session::{DemandSource, demand_queue},
+};
 
 /// The target machine.
 pub(crate) struct ModelTarget(pub(crate) Arc<ModelGuest>);
@@ -92,12 +96,13 @@ impl TargetMachine for ModelTarget {
         Ok(())
     }
 
-    fn follow(&self, wants: Wants) -> Result<(), GuestError> {
+    fn follow(&self, all_here: Arc<Notify>) -> Result<Box<dyn DemandSource>, GuestError> {
         if self.0.fault().follow_fails {
             return Err(failing("following"));
         }
-        self.0.memory().follow(wants);
-        Ok(())
+        let (demands, queue) = demand_queue().map_err(|error| GuestError(error.to_string()))?;
+        self.0.memory().follow(demands, all_here);
+        Ok(Box::new(queue))
     }
 
     fn forget_missing(&self) {

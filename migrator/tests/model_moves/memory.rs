@@ -4,8 +4,11 @@
 //! registers: they travel in the saved state, the pages do not, so whoever has the registers can tell a wrong page. A stamp is the
 //! number of the write that made the page anew, and how many writes of one word each came after that.
 
+use std::sync::Arc;
+use tokio::sync::Notify;
 use vmotion_dirty_tracking::PageBitmap;
-use vmotion_migrator::guest::{GuestError, Wants};
+use vmotion_migrator::guest::GuestError;
+use vmotion_transport::session::DemandSender;
 
 pub(crate) const PAGE: usize = 4096;
 /// The part of a stamp that counts writes of one word.
@@ -42,7 +45,8 @@ impl Registers {
 
 /// Whom to ask for a missing page, and who was asked for already.
 struct Following {
-    wants: Wants,
+    demands: DemandSender,
+    all_here: Arc<Notify>,
     asked: PageBitmap,
 }
 
@@ -157,9 +161,9 @@ impl Memory {
         &self.missing
     }
 
-    pub(crate) fn follow(&mut self, wants: Wants) {
+    pub(crate) fn follow(&mut self, demands: DemandSender, all_here: Arc<Notify>) {
         let asked = PageBitmap::new(self.pages());
-        self.following = Some(Following { wants, asked });
+        self.following = Some(Following { demands, all_here, asked });
         self.close();
         self.tell_if_done();
     }
@@ -173,8 +177,7 @@ impl Memory {
         let Some(following) = &mut self.following else { return false };
         let first = following.asked.set(page);
         if first {
-            // The other end is gone once the session is: then nobody answers, and the waiter waits.
-            let _ = following.wants.demand.send(vec![page]);
+            following.demands.ask(page);
         }
         first
     }
@@ -196,10 +199,10 @@ impl Memory {
     }
 
     fn tell_if_done(&self) {
-        if let Some(Following { wants, .. }) = &self.following
+        if let Some(Following { all_here, .. }) = &self.following
             && self.missing.is_empty()
         {
-            wants.all_here.notify_one();
+            all_here.notify_one();
         }
     }
 

@@ -137,14 +137,19 @@ pub(super) async fn write_message<T: Serialize>(
     stream: &mut quinn::SendStream,
     message: &T,
 ) -> Result<u64, SessionError> {
-    let body = postcard::to_stdvec(message).map_err(|error| SessionError::Protocol(error.to_string()))?;
-    debug_assert!(body.len() <= MESSAGE_BYTES_MAX, "a message we make must be one the peer takes");
-    let length = u32::try_from(body.len()).map_err(|error| SessionError::Protocol(error.to_string()))?;
-    // One write, so that one packet carries the whole message.
-    let mut framed = Vec::with_capacity(LENGTH_BYTES + body.len());
-    framed.extend_from_slice(&length.to_le_bytes());
-    framed.extend_from_slice(&body);
+    let framed = framed(message)?;
     let taken = framed.len() as u64;
     stream.write_chunk(framed.into()).await?;
     Ok(taken)
+}
+
+/// A message as it is written, length first: at once, so that one packet carries all of it.
+pub(super) fn framed<T: Serialize>(message: &T) -> Result<Vec<u8>, SessionError> {
+    let body = postcard::to_stdvec(message).map_err(|error| SessionError::Protocol(error.to_string()))?;
+    debug_assert!(body.len() <= MESSAGE_BYTES_MAX, "a message we make must be one the peer takes");
+    let length = u32::try_from(body.len()).map_err(|error| SessionError::Protocol(error.to_string()))?;
+    let mut framed = Vec::with_capacity(LENGTH_BYTES + body.len());
+    framed.extend_from_slice(&length.to_le_bytes());
+    framed.extend_from_slice(&body);
+    Ok(framed)
 }

@@ -18,25 +18,26 @@ mod copies;
 mod demand;
 mod flow;
 mod hello;
+mod lane;
 mod mend;
+mod path_stats;
 mod source;
 mod target;
-mod urgent;
 
 #[cfg(test)]
 mod tests;
 
 pub use control::{ControlReceiver, ControlSender, STATE_BYTES_MAX, StateReceiver};
 pub use copies::Copies;
-pub use demand::{DemandLane, DemandSender, DemandServer};
+pub use demand::{DemandLane, DemandQueue, DemandSender, DemandServer, DemandSource, demand_queue};
 pub use flow::{FlowReceiver, FlowSender, FrameParts};
 pub use hello::{
     FEATURE_DELTA, FEATURE_POST_COPY, Hello, TargetFacts, WIRE_VERSION_COPIES, WIRE_VERSION_MAX, WIRE_VERSION_MIN,
     WIRE_VERSION_RENEWAL, Welcome, WireError, WireErrorCode,
 };
-pub use source::{ConnectOptions, PathStats, SourceSession};
+pub use path_stats::PathStats;
+pub use source::{ConnectOptions, SourceSession};
 pub use target::{TargetListener, TargetSession};
-pub use urgent::Urgent;
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, net::SocketAddr, time::Duration};
@@ -116,11 +117,11 @@ impl fmt::Debug for MoveTicket {
 struct Opening {
     /// Of the move this connection belongs to.
     ticket: [u8; 32],
-    lane: Lane,
+    lane: LaneKind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-enum Lane {
+enum LaneKind {
     Control,
     Flow(u8),
     Demand,

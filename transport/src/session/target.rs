@@ -1,18 +1,20 @@
 //! Accepting a session: the target's side.
 
 use super::{
-    ALPN, ControlReceiver, ControlSender, DemandLane, DemandSender, FEATURE_POST_COPY, FlowReceiver, Hello, Lane,
-    MoveTicket, OPENING_TIMEOUT, Opening, SessionError, TargetFacts, Urgent, Welcome, WireError, control, copies,
+    ALPN, ControlReceiver, ControlSender, DemandLane, FEATURE_POST_COPY, FlowReceiver, Hello, LaneKind, MoveTicket,
+    OPENING_TIMEOUT, Opening, SessionError, TargetFacts, Welcome, WireError, control, copies,
+    lane::{Door, Lane, LaneControl},
 };
 use crate::{ExpectedPeer, Identity, Principal, socket, tuning::Tuning};
 use quinn::crypto::rustls::QuicServerConfig;
 use rustls_pki_types::CertificateDer;
 use std::{
+    any::Any,
     net::{SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Handshakes and openings in progress at once; more are refused until one is done.
 const PENDING_MAX: usize = 16;
@@ -31,9 +33,9 @@ pub struct TargetListener {
 /// Where the demand lane arrives: a socket and a thread of its own.
 #[derive(Debug)]
 struct DemandDoor {
-    endpoint: quinn::Endpoint,
+    lane: Lane,
     port: u16,
-    urgent: Urgent,
+    opened: oneshot::Receiver<Result<(), SessionError>>,
 }
 
 /// An open session at the target.
@@ -49,8 +51,9 @@ pub struct TargetSession {
     /// What the source said of itself.
     pub hello: Hello,
     connections: Vec<quinn::Connection>,
-    // Kept so that their sockets live as long as the session.
-    endpoints: Vec<quinn::Endpoint>,
+    lane: Option<LaneControl>,
+    // Kept so that its socket lives as long as the session.
+    endpoint: quinn::Endpoint,
 }
 
 impl TargetSession {
@@ -64,17 +67,27 @@ impl TargetSession {
         for connection in &self.connections {
             connection.close(0u32.into(), reason.as_bytes());
         }
-        for endpoint in &self.endpoints {
-            endpoint.close(0u32.into(), reason.as_bytes());
+        if let Some(lane) = &self.lane {
+            lane.close(reason);
         }
+        self.endpoint.close(0u32.into(), reason.as_bytes());
     }
 }
 
 /// A connection that has shown the ticket.
 enum Opened {
-    Control { connection: quinn::Connection, send: quinn::SendStream, receive: quinn::RecvStream },
-    Flow { flow: u8, connection: quinn::Connection, receiver: FlowReceiver },
-    Demand { connection: quinn::Connection, send: quinn::SendStream, receive: quinn::RecvStream },
+    Control {
+        connection: quinn::Connection,
+        send: quinn::SendStream,
+        receive: quinn::RecvStream,
+    },
+    Flow {
+        flow: u8,
+        connection: quinn::Connection,
+        receiver: FlowReceiver,
+    },
+    /// Shown to the lane's own thread.
+    Demand,
 }
 
 impl TargetListener {
@@ -111,19 +124,16 @@ impl TargetListener {
     /// [`SessionError::Socket`] when socket or thread cannot be had.
     pub fn with_demand_lane(mut self, socket: UdpSocket) -> Result<Self, SessionError> {
         let port = socket.local_addr()?.port();
-        let urgent = Urgent::start()?;
-        let endpoint = {
-            // The endpoint's work is spawned where it is made.
-            let _on_its_thread = urgent.handle().enter();
-            quinn::Endpoint::new_with_abstract_socket(
-                self.tuning.endpoint(),
-                Some(self.config.clone()),
-                socket::wrap(socket)?,
-                Arc::new(quinn::TokioRuntime),
-            )?
-        };
-        self.demand = Some(DemandDoor { endpoint, port, urgent });
+        let door =
+            Door { expected: self.expected.clone(), ticket: self.ticket.clone(), patience: self.opening_timeout() };
+        let (lane, opened) = Lane::listen(socket, self.tuning.endpoint(), self.config.clone(), door)?;
+        self.demand = Some(DemandDoor { lane, port, opened });
         Ok(self)
+    }
+
+    /// The path may be gone for a while between a peer's first packet and the one that says who it is.
+    fn opening_timeout(&self) -> Duration {
+        OPENING_TIMEOUT.max(self.tuning.silence_max)
     }
 
     /// The address it listens on.
@@ -140,31 +150,29 @@ impl TargetListener {
     /// # Errors
     /// [`SessionError::Timeout`]; or [`SessionError::Refused`] with the reason the last source was given.
     pub async fn accept(self, facts: &TargetFacts, patience: Duration) -> Result<TargetSession, SessionError> {
-        let Self { endpoint, demand, expected, ticket, tuning, .. } = self;
+        let opening = self.opening_timeout();
+        let Self { endpoint, demand, expected, ticket, .. } = self;
         let (opened_sender, mut opened) = mpsc::channel(PENDING_MAX);
-        // The path may be gone for a while between a peer's first packet and the one that says who it is.
-        let opening = OPENING_TIMEOUT.max(tuning.silence_max);
-        let keep = |endpoint: &quinn::Endpoint| {
-            keep_door(endpoint.clone(), expected.clone(), ticket.clone(), opened_sender.clone(), opening)
-        };
-        let mut doors = vec![tokio::spawn(keep(&endpoint))];
-        doors.extend(demand.as_ref().map(|door| door.urgent.handle().spawn(keep(&door.endpoint))));
-        drop(opened_sender);
+        let door = keep_door(endpoint.clone(), expected, ticket, opened_sender.clone(), opening);
+        let mut doors = vec![tokio::spawn(door)];
         let port = demand.as_ref().map(|door| door.port);
+        let lane = demand.map(|DemandDoor { lane, opened, .. }| {
+            doors.push(tokio::spawn(async move {
+                if let Ok(Ok(())) = opened.await {
+                    let _ = opened_sender.send(Opened::Demand).await;
+                }
+            }));
+            lane
+        });
         let result = tokio::time::timeout(patience, gather(&mut opened, facts, port, opening)).await;
         doors.iter().for_each(tokio::task::JoinHandle::abort);
-        let Gathered { connection, send, receive, hello, flows, demand: lane, mut connections } =
+        let Gathered { connection, send, receive, hello, flows, on_demand, mut connections } =
             result.unwrap_or(Err(SessionError::Timeout(patience)))?;
-        let mut demand_endpoint = None;
-        let demand = lane.zip(demand).map(|((sender, receiver), DemandDoor { endpoint, urgent, .. })| {
-            demand_endpoint = Some(endpoint);
-            DemandLane { sender, receiver, urgent }
-        });
+        let demand = lane.filter(|_| on_demand).map(DemandLane::new);
         connections.push(connection.clone());
         let (sender, receiver) = control::pair(&connection, send, receive);
-        let endpoints = std::iter::once(endpoint).chain(demand_endpoint).collect();
-        let receiver = Some(receiver);
-        Ok(TargetSession { sender, receiver, flows, demand, hello, connections, endpoints })
+        let (lane, receiver) = (demand.as_ref().map(DemandLane::control), Some(receiver));
+        Ok(TargetSession { sender, receiver, flows, demand, hello, connections, lane, endpoint })
     }
 }
 
@@ -213,7 +221,7 @@ async fn admit(first: Opened, ticket: &MoveTicket, opened: &mpsc::Sender<Opened>
 async fn open_flow(connection: &quinn::Connection, ticket: &MoveTicket) -> Result<Option<Opened>, SessionError> {
     let mut stream = connection.accept_uni().await?;
     match read_opening(&mut stream, ticket).await? {
-        Some((Lane::Flow(flow), position)) => {
+        Some((LaneKind::Flow(flow), position)) => {
             let receiver = FlowReceiver::new(stream, position);
             Ok(Some(Opened::Flow { flow, connection: connection.clone(), receiver }))
         }
@@ -230,48 +238,46 @@ async fn open(incoming: quinn::Incoming, expected: &ExpectedPeer, ticket: &MoveT
         connection.close(1u32.into(), reason.as_bytes());
         Err(SessionError::Protocol(reason.to_owned()))
     };
-    let principal = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .and_then(|chain| chain.first().and_then(|leaf| Principal::of_certificate(leaf).ok()));
-    if !principal.as_ref().is_some_and(|principal| expected.accepts(principal)) {
+    if !is_expected(connection.peer_identity(), expected) {
         return refuse("the certificate is not that of this move's source");
     }
-    // The source speaks first on exactly one stream: bidirectional for control and demands, unidirectional for flows.
+    // The source speaks first on exactly one stream: bidirectional for control, unidirectional for flows.
     let (lane, opened) = tokio::select! {
         stream = connection.accept_bi() => {
             let (send, mut receive) = stream?;
             let lane = read_opening(&mut receive, ticket).await?.map(|(lane, _)| lane);
-            let connection = connection.clone();
-            let opened = if lane == Some(Lane::Demand) {
-                Opened::Demand { connection, send, receive }
-            } else {
-                Opened::Control { connection, send, receive }
-            };
-            (lane, opened)
+            (lane, Opened::Control { connection: connection.clone(), send, receive })
         }
         stream = connection.accept_uni() => {
             let mut stream = stream?;
             let (lane, position) = read_opening(&mut stream, ticket).await?.unzip();
-            let flow = if let Some(Lane::Flow(flow)) = lane { flow } else { u8::MAX };
+            let flow = if let Some(LaneKind::Flow(flow)) = lane { flow } else { u8::MAX };
             let receiver = FlowReceiver::new(stream, position.unwrap_or_default());
             (lane, Opened::Flow { flow, connection: connection.clone(), receiver })
         }
     };
     match (lane, &opened) {
-        (Some(Lane::Control), Opened::Control { .. })
-        | (Some(Lane::Flow(_)), Opened::Flow { .. })
-        | (Some(Lane::Demand), Opened::Demand { .. }) => Ok(opened),
+        (Some(LaneKind::Control), Opened::Control { .. }) | (Some(LaneKind::Flow(_)), Opened::Flow { .. }) => {
+            Ok(opened)
+        }
         (None, _) => refuse("the ticket is not that of this move"),
         _ => refuse("the opening does not fit its stream"),
     }
+}
+
+/// Is what TLS knows of a peer whom we want?
+pub(super) fn is_expected(identity: Option<Box<dyn Any>>, expected: &ExpectedPeer) -> bool {
+    let principal = identity
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .and_then(|chain| chain.first().and_then(|leaf| Principal::of_certificate(leaf).ok()));
+    principal.is_some_and(|principal| expected.accepts(&principal))
 }
 
 /// The lane an opening asks for, and the bytes it took of its stream; `None` when its ticket is wrong.
 async fn read_opening(
     stream: &mut quinn::RecvStream,
     ticket: &MoveTicket,
-) -> Result<Option<(Lane, u64)>, SessionError> {
+) -> Result<Option<(LaneKind, u64)>, SessionError> {
     let opening: Option<(Opening, u64)> = control::read_counted(stream).await?;
     let ours = opening.filter(|(opening, _)| MoveTicket::from_bytes(opening.ticket).matches(ticket));
     Ok(ours.map(|(opening, taken)| (opening.lane, taken)))
@@ -283,7 +289,8 @@ struct Gathered {
     receive: quinn::RecvStream,
     hello: Hello,
     flows: Vec<FlowReceiver>,
-    demand: Option<(DemandSender, FlowReceiver)>,
+    /// The demand lane was agreed, and is there.
+    on_demand: bool,
     connections: Vec<quinn::Connection>,
 }
 
@@ -298,7 +305,7 @@ async fn gather(
     let mut early: Vec<Opened> = Vec::new();
     let (connection, send, receive, hello, welcome) = loop {
         match opened.recv().await.ok_or_else(gone)? {
-            bulk @ (Opened::Flow { .. } | Opened::Demand { .. }) => early.push(bulk),
+            bulk @ (Opened::Flow { .. } | Opened::Demand) => early.push(bulk),
             Opened::Control { connection, mut send, mut receive } => {
                 let Some((hello, answer)) = greet(&mut receive, facts, demand_port, patience).await else { continue };
                 if control::write_message(&mut send, &answer).await.is_err() {
@@ -317,7 +324,7 @@ async fn gather(
     };
     let mut slots: Vec<Option<FlowReceiver>> = (0..welcome.flows).map(|_| None).collect();
     let on_demand = welcome.features.contains(FEATURE_POST_COPY);
-    let (mut demand, mut bulk, mut connections) = (None, Vec::<quinn::Connection>::new(), Vec::new());
+    let (mut demand, mut bulk) = (false, Vec::<quinn::Connection>::new());
     loop {
         for lane in early.drain(..) {
             match lane {
@@ -327,14 +334,11 @@ async fn gather(
                         bulk.push(connection);
                     }
                 }
-                Opened::Demand { connection, send, receive } if on_demand && demand.is_none() => {
-                    demand = Some((DemandSender { stream: send }, FlowReceiver::new(receive, 0)));
-                    connections.push(connection);
-                }
-                Opened::Demand { .. } | Opened::Control { .. } => {}
+                Opened::Demand => demand = true,
+                Opened::Control { .. } => {}
             }
         }
-        if slots.iter().all(Option::is_some) && demand.is_some() == on_demand {
+        if slots.iter().all(Option::is_some) && (demand || !on_demand) {
             break;
         }
         early.push(opened.recv().await.ok_or_else(gone)?);
@@ -346,9 +350,8 @@ async fn gather(
     for connection in &bulk {
         tokio::spawn(copies::hand_out(connection.clone(), ways.clone()));
     }
-    connections.extend(bulk);
     let flows = slots.into_iter().flatten().zip(copies).map(|(flow, copies)| flow.with_copies(copies)).collect();
-    Ok(Gathered { connection, send, receive, hello, flows, demand, connections })
+    Ok(Gathered { connection, send, receive, hello, flows, on_demand, connections: bulk })
 }
 
 /// Reads a hello and answers it; `None` when the peer is not worth an answer.

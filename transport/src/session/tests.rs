@@ -13,18 +13,18 @@ use std::{
 };
 use vmotion_model::{CpuModel, Epoch, MemoryLayout, MoveId};
 
-struct World {
+pub(super) struct World {
     _directory: tempfile::TempDir,
-    source: Identity,
-    target: Identity,
-    stranger: Identity,
+    pub(super) source: Identity,
+    pub(super) target: Identity,
+    pub(super) stranger: Identity,
 }
 
-fn host(name: &str) -> Principal {
+pub(super) fn host(name: &str) -> Principal {
     Principal::Host(name.parse().unwrap())
 }
 
-fn world() -> World {
+pub(super) fn world() -> World {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::create(&directory.path().join("ca")).unwrap();
     let identity = |name: &str| {
@@ -77,7 +77,7 @@ fn options<'a>(identity: &'a Identity, ticket: &'a MoveTicket, address: SocketAd
     }
 }
 
-struct Memory(Mutex<Vec<u8>>);
+pub(super) struct Memory(pub(super) Mutex<Vec<u8>>);
 
 impl PageSink for Memory {
     fn total_pages(&self) -> u64 {

@@ -1,0 +1,211 @@
+//! The lane's thread: waits for whatever comes first, and deals with all of it in one pass.
+
+use super::{
+    LaneUser, Orders, Shared,
+    engine::{Engine, Left, News},
+};
+use crate::session::{SessionError, path_stats::ConnectionFigures};
+use bytes::Bytes;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fd::AsFd,
+    io::Errno,
+};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+use tokio::sync::oneshot;
+
+/// Of the thread. Without the privilege it is as urgent as the rest.
+const NICE: i32 = -10;
+/// How long a lane that has ended tells a peer so who has not heard.
+const FAREWELL: Duration = Duration::from_millis(300);
+
+pub(super) fn start(
+    engine: Engine,
+    shared: Arc<Shared>,
+    tell: oneshot::Sender<Result<(), SessionError>>,
+) -> io::Result<()> {
+    let lane = LaneThread {
+        engine,
+        shared,
+        tell: Some(tell),
+        user: None,
+        is_over: false,
+        over: None,
+        chunks: Vec::new(),
+        out: VecDeque::new(),
+        until: None,
+    };
+    thread::Builder::new().name("demand".to_owned()).spawn(move || lane.run()).map(drop)
+}
+
+struct LaneThread {
+    engine: Engine,
+    shared: Arc<Shared>,
+    /// Hears that the lane is open, or will not be.
+    tell: Option<oneshot::Sender<Result<(), SessionError>>>,
+    user: Option<Box<dyn LaneUser>>,
+    is_over: bool,
+    /// How the lane ended, when there was no user yet to hear it.
+    over: Option<Result<(), SessionError>>,
+    chunks: Vec<Bytes>,
+    /// Not taken by the connection yet.
+    out: VecDeque<Bytes>,
+    /// Once the owner is gone.
+    until: Option<Instant>,
+}
+
+/// What is to be looked at.
+#[derive(Clone, Copy, Default)]
+struct Ready {
+    orders: bool,
+    socket: bool,
+    user: bool,
+}
+
+impl LaneThread {
+    fn run(mut self) {
+        let _ = rustix::process::setpriority_process(None, NICE);
+        // A connection that is dialled has something to say before anything has come.
+        let mut more = true;
+        loop {
+            let passed = self.wait(more).and_then(|ready| self.pass(ready));
+            more = match passed {
+                Ok(more) => more,
+                Err(error) => return self.end(Err(SessionError::Socket(error))),
+            };
+            if self.until.is_some_and(|until| self.engine.is_quiet() || until <= Instant::now()) {
+                return;
+            }
+        }
+    }
+
+    /// Waits until there is something to do; not at all if there is already.
+    fn wait(&mut self, more: bool) -> io::Result<Ready> {
+        let due = self.engine.due().into_iter().chain(self.until).min();
+        let patience =
+            if more { Some(Duration::ZERO) } else { due.map(|due| due.saturating_duration_since(Instant::now())) };
+        // Longer than a Timespec holds is for ever.
+        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        let mut wakes = Vec::new();
+        if let Some(user) = &self.user {
+            user.wakes(&mut wakes);
+        }
+        let room = if self.engine.is_blocked() { PollFlags::OUT } else { PollFlags::empty() };
+        let mut fds = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
+        fds.push(PollFd::from_borrowed_fd(self.engine.as_fd(), PollFlags::IN | room));
+        fds.extend(wakes.into_iter().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
+        match poll(&mut fds, patience.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Ready::default()),
+            Err(error) => return Err(error.into()),
+        }
+        let readable = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        Ok(Ready { orders: readable(&fds[0]), socket: readable(&fds[1]), user: fds[2..].iter().any(readable) })
+    }
+
+    /// Whether there is more to do at once.
+    fn pass(&mut self, ready: Ready) -> io::Result<bool> {
+        let now = Instant::now();
+        if ready.orders {
+            self.obey(now);
+        }
+        let mut more = ready.socket && self.engine.receive(now)?;
+        self.engine.advance(now);
+        if let Some(user) = self.user.as_mut().filter(|_| ready.user) {
+            user.woken(&mut self.out);
+        }
+        if let Err(error) = self.converse(&mut more) {
+            let reason = Bytes::from(error.to_string());
+            self.end(Err(error));
+            self.engine.close(1, &reason, now);
+        }
+        more |= !self.engine.transmit(now);
+        if let Some((stats, remote)) = self.engine.stats() {
+            *self.shared.figures() = ConnectionFigures::of(&stats, remote, self.engine.is_open());
+        } else {
+            self.shared.figures().is_open = false;
+        }
+        // Whoever hears that the lane is open finds it so.
+        while let Some(news) = self.engine.news() {
+            self.hear(news);
+        }
+        Ok(more)
+    }
+
+    fn obey(&mut self, now: Instant) {
+        let mut count = [0; 8];
+        // Read so that the next order wakes; what it holds does not matter.
+        let _ = rustix::io::read(&self.shared.wake, &mut count);
+        let Orders { user, close, end } = std::mem::take(&mut *self.shared.orders());
+        if let Some(mut user) = user {
+            if let Some(how) = self.over.take() {
+                user.over(how);
+            }
+            self.user = Some(user);
+        }
+        if let Some(reason) = close {
+            self.engine.close(0, &reason, now);
+        }
+        if end {
+            self.user = None;
+            self.engine.close(0, &Bytes::new(), now);
+            self.until = Some(now + FAREWELL);
+        }
+    }
+
+    fn hear(&mut self, news: News) {
+        match news {
+            News::Opened => {
+                if let Some(tell) = self.tell.take() {
+                    // Nobody waits any more: then the lane is about to be dropped.
+                    let _ = tell.send(Ok(()));
+                }
+            }
+            News::Lost(error) => self.end(Err(error)),
+        }
+    }
+
+    /// Takes what the peer sent, and gives what is to be sent, until one of them stops. Nothing is taken while what was given is too
+    /// much for the path: a peer that asks faster than it listens waits.
+    fn converse(&mut self, more: &mut bool) -> Result<(), SessionError> {
+        self.engine.give(&mut self.out)?;
+        let Some(user) = self.user.as_mut().filter(|_| self.out.is_empty()) else { return Ok(()) };
+        self.chunks.clear();
+        let taken = self.engine.take(&mut self.chunks, user.take_max());
+        for bytes in self.chunks.drain(..) {
+            user.received(&bytes, &mut self.out)?;
+        }
+        self.engine.give(&mut self.out)?;
+        match taken? {
+            Left::More => *more = true,
+            Left::Nothing => {}
+            Left::End => self.end(Ok(())),
+        }
+        Ok(())
+    }
+
+    /// Tells whoever wants to know, once.
+    fn end(&mut self, how: Result<(), SessionError>) {
+        if let Some(tell) = self.tell.take() {
+            let _ = tell.send(how);
+        } else if std::mem::replace(&mut self.is_over, true) {
+            // Closing it is the consequence of what was told.
+        } else if let Some(user) = &mut self.user {
+            user.over(how);
+        } else {
+            self.over = Some(how);
+        }
+    }
+}
+
+impl Drop for LaneThread {
+    fn drop(&mut self) {
+        self.shared.figures().is_open = false;
+    }
+}
