@@ -298,20 +298,23 @@ impl BatchEncoder {
         let wire_ns = wire.ns_per_byte();
         let codec = if mostly_deltas { self.chooser.usual(wire_ns).0 } else { self.chooser.next(wire_ns) };
         let pages = &self.pages[..raw_bytes];
-        let start = processor_time();
-        let compressed_bytes = match codec {
-            Codec::Raw => None,
-            Codec::Lz4 => compress_lz4(pages, &mut self.compressed),
-            Codec::Zstd => compress_zstd(&mut self.compressor, pages, &mut self.compressed),
+        // Asking for the time is a system call: not where nothing takes any.
+        let timed = |compress: &mut dyn FnMut() -> Option<usize>| {
+            let start = processor_time();
+            (compress(), processor_time().saturating_sub(start))
         };
-        let nanoseconds = processor_time().saturating_sub(start);
+        let (compressed_bytes, nanoseconds) = match codec {
+            Codec::Raw => (None, 0),
+            Codec::Lz4 => timed(&mut || compress_lz4(pages, &mut self.compressed)),
+            Codec::Zstd => timed(&mut || compress_zstd(&mut self.compressor, pages, &mut self.compressed)),
+        };
         if !mostly_deltas {
             self.chooser.record_batch(codec, raw_bytes, compressed_bytes.unwrap_or(raw_bytes), nanoseconds);
         }
         match compressed_bytes {
             Some(bytes) if bytes < raw_bytes => (codec, Bytes::copy_from_slice(&self.compressed[..bytes])),
             // A few bytes must not keep a whole buffer until they are acknowledged.
-            _ if delta_bytes > 0 && raw_bytes < BATCH_BYTES_MAX / 2 => {
+            _ if (delta_bytes > 0 && raw_bytes < BATCH_BYTES_MAX / 2) || raw_bytes == PAGE_BYTES => {
                 (Codec::Raw, Bytes::copy_from_slice(&self.pages[..raw_bytes]))
             }
             _ => {
