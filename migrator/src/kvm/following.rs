@@ -100,11 +100,14 @@ impl DemandSource for Faults {
     }
 
     fn demands(&mut self, into: &mut Vec<u64>) {
-        for queue in &self.queues {
-            if let Err(error) = queue.read(&mut self.read) {
-                tracing::error!(error = %error_chain(&error), "faults cannot be read");
+        // One that fails would fail at once again, and for ever.
+        self.queues.retain(|queue| {
+            let read = queue.read(&mut self.read);
+            if let Err(error) = &read {
+                tracing::error!(error = %error_chain(error), "faults cannot be read");
             }
-        }
+            read.is_ok()
+        });
         for fault in self.read.drain(..) {
             match self.pager.resolve(&fault) {
                 Ok(Resolution::Demand(pages)) => into.extend(pages.into_iter().flatten()),

@@ -39,6 +39,7 @@ pub(super) fn start(
         over: None,
         chunks: Vec::new(),
         out: VecDeque::new(),
+        deaf: false,
         until: None,
     };
     thread::Builder::new().name("demand".to_owned()).spawn(move || lane.run()).map(drop)
@@ -56,6 +57,8 @@ struct LaneThread {
     chunks: Vec<Bytes>,
     /// Not taken by the connection yet.
     out: VecDeque<Bytes>,
+    /// The socket has failed: nothing comes any more. The user goes on, for what he waits for may be here.
+    deaf: bool,
     /// Once the owner is gone.
     until: Option<Instant>,
 }
@@ -74,9 +77,8 @@ impl LaneThread {
         // A connection that is dialled has something to say before anything has come.
         let mut more = true;
         loop {
-            let passed = self.wait(more).and_then(|ready| self.pass(ready));
-            more = match passed {
-                Ok(more) => more,
+            more = match self.wait(more) {
+                Ok(ready) => self.pass(ready),
                 Err(error) => return self.end(Err(SessionError::Socket(error))),
             };
             if self.until.is_some_and(|until| self.engine.is_quiet() || until <= Instant::now()) {
@@ -98,24 +100,30 @@ impl LaneThread {
         }
         let room = if self.engine.is_blocked() { PollFlags::OUT } else { PollFlags::empty() };
         let mut fds = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
-        fds.push(PollFd::from_borrowed_fd(self.engine.as_fd(), PollFlags::IN | room));
         fds.extend(wakes.into_iter().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
+        let others = fds.len();
+        if !self.deaf {
+            fds.push(PollFd::from_borrowed_fd(self.engine.as_fd(), PollFlags::IN | room));
+        }
         match poll(&mut fds, patience.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Ready::default()),
             Err(error) => return Err(error.into()),
         }
         let readable = |fd: &PollFd<'_>| !fd.revents().is_empty();
-        Ok(Ready { orders: readable(&fds[0]), socket: readable(&fds[1]), user: fds[2..].iter().any(readable) })
+        let (others, socket) = fds.split_at(others);
+        let (orders, user) = others.split_at(1);
+        let any = |fds: &[PollFd<'_>]| fds.iter().any(readable);
+        Ok(Ready { orders: any(orders), socket: any(socket), user: any(user) })
     }
 
     /// Whether there is more to do at once.
-    fn pass(&mut self, ready: Ready) -> io::Result<bool> {
+    fn pass(&mut self, ready: Ready) -> bool {
         let now = Instant::now();
         if ready.orders {
             self.obey(now);
         }
-        let mut more = ready.socket && self.engine.receive(now)?;
+        let mut more = ready.socket && self.receive(now);
         self.engine.advance(now);
         if let Some(user) = self.user.as_mut().filter(|_| ready.user) {
             user.woken(&mut self.out);
@@ -135,7 +143,18 @@ impl LaneThread {
         while let Some(news) = self.engine.news() {
             self.hear(news);
         }
-        Ok(more)
+        more
+    }
+
+    /// Whether there is more to receive.
+    fn receive(&mut self, now: Instant) -> bool {
+        self.engine.receive(now).unwrap_or_else(|error| {
+            let reason = Bytes::from(error.to_string());
+            self.deaf = true;
+            self.end(Err(SessionError::Socket(error)));
+            self.engine.close(1, &reason, now);
+            false
+        })
     }
 
     fn obey(&mut self, now: Instant) {
