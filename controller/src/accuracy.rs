@@ -11,8 +11,8 @@ use vmotion_model::{Accuracy, ApiError, Deviation, HostName, MoveOutcome, MoveSu
 const MOVES_MIN: usize = 5;
 /// The newest moves count; hosts and links change.
 const MOVES_MAX: usize = 100;
-/// Fewer for what a pause takes: how busy the hosts are changes faster.
-const PAUSES_MAX: usize = 25;
+/// Fewer for what a pause takes: how busy hosts and guests are changes faster.
+const PAUSES_MAX: usize = 9;
 
 /// Of the moves in `store`.
 pub(crate) async fn of_moves(store: &dyn Store) -> Result<Accuracy, ApiError> {
