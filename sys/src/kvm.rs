@@ -9,7 +9,7 @@ mod vcpu;
 pub use dirty_log::{clear_dirty_log, get_dirty_log};
 pub use dirty_ring::{DirtyPage, DirtyRing, reset_dirty_rings};
 pub use immediate_exit::ImmediateExit;
-pub use vcpu::{XsaveArea, get_sregs2, set_sregs2, set_tsc_offset, tsc_offset};
+pub use vcpu::{XsaveArea, get_sregs2, queue_interrupt, set_sregs2, set_tsc_offset, tsc_offset};
 
 use std::ffi::c_ulong;
 use std::io;

@@ -1,5 +1,6 @@
-//! A second mapping of a vCPU's `kvm_run` page, of which only `immediate_exit` is touched: it lets another thread make
-//! the next `KVM_RUN` return `EINTR` before it enters the guest, without sharing the vCPU itself.
+//! A second mapping of a vCPU's `kvm_run` page, of which only two bytes are touched. `immediate_exit` lets another thread
+//! make the next `KVM_RUN` return `EINTR` before it enters the guest, without sharing the vCPU itself; `cr8` can be read while
+//! the data of an exit is borrowed.
 
 use super::{PAGE_BYTES, borrow};
 use kvm_bindings::kvm_run;
@@ -9,15 +10,15 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Sets and clears `kvm_run.immediate_exit` of one vCPU.
+/// Sets and clears `kvm_run.immediate_exit` of one vCPU, and reads its `cr8`.
 #[derive(Debug)]
 pub struct ImmediateExit {
     page: NonNull<u8>,
 }
 
-// SAFETY: only one byte of the page is accessed, and only atomically.
+// SAFETY: only two bytes of the page are accessed, and only atomically.
 unsafe impl Send for ImmediateExit {}
-// SAFETY: as above; concurrent atomic stores are fine.
+// SAFETY: as above; concurrent atomic accesses are fine.
 unsafe impl Sync for ImmediateExit {}
 
 impl ImmediateExit {
@@ -42,6 +43,16 @@ impl ImmediateExit {
         // SAFETY: the byte lives as long as the mapping; the kernel reads it once per `KVM_RUN`.
         let flag = unsafe { AtomicU8::from_ptr(address.as_ptr()) };
         flag.store(u8::from(on), Ordering::SeqCst);
+    }
+
+    /// The guest's CR8 as the last `KVM_RUN` left it; of meaning only for machines without an interrupt controller in KVM.
+    #[must_use]
+    pub fn cr8(&self) -> u8 {
+        // SAFETY: the offset is within the first page, which is mapped.
+        let address = unsafe { self.page.add(offset_of!(kvm_run, cr8)) };
+        // SAFETY: the byte, the lowest of a little-endian u64, lives as long as the mapping; the kernel writes it during `KVM_RUN`.
+        let class = unsafe { AtomicU8::from_ptr(address.as_ptr()) };
+        class.load(Ordering::SeqCst)
     }
 }
 

@@ -1,7 +1,9 @@
 //! vCPU state that `kvm-ioctls` cannot reach safely or at all.
 
 use super::{Direction, borrow, ioctl_pointer, kvm_ioctl};
-use kvm_bindings::{KVM_CAP_XSAVE2, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_sregs2, kvm_xsave};
+use kvm_bindings::{
+    KVM_CAP_XSAVE2, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_interrupt, kvm_sregs2, kvm_xsave,
+};
 use std::ffi::c_ulong;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -14,6 +16,7 @@ const KVM_GET_XSAVE2: c_ulong = kvm_ioctl(Direction::Read, 0xcf, XSAVE_BYTES_MIN
 const KVM_SET_XSAVE: c_ulong = kvm_ioctl(Direction::Write, 0xa5, XSAVE_BYTES_MIN);
 const KVM_SET_DEVICE_ATTR: c_ulong = kvm_ioctl(Direction::Write, 0xe1, size_of::<kvm_device_attr>());
 const KVM_GET_DEVICE_ATTR: c_ulong = kvm_ioctl(Direction::Write, 0xe2, size_of::<kvm_device_attr>());
+const KVM_INTERRUPT: c_ulong = kvm_ioctl(Direction::Write, 0x86, size_of::<kvm_interrupt>());
 const _: () = assert!(KVM_CHECK_EXTENSION == 0xae03);
 const _: () = assert!(KVM_GET_SREGS2 == 0x8140_aecc);
 const _: () = assert!(KVM_SET_SREGS2 == 0x4140_aecd);
@@ -22,6 +25,7 @@ const _: () = assert!(KVM_GET_XSAVE2 == 0x9000_aecf);
 const _: () = assert!(KVM_SET_XSAVE == 0x5000_aea5);
 const _: () = assert!(KVM_SET_DEVICE_ATTR == 0x4018_aee1);
 const _: () = assert!(KVM_GET_DEVICE_ATTR == 0x4018_aee2);
+const _: () = assert!(KVM_INTERRUPT == 0x4004_ae86);
 
 /// Least bytes of an XSAVE area at KVM's interface.
 const XSAVE_BYTES_MIN: usize = 4096;
@@ -46,6 +50,17 @@ pub fn set_sregs2(vcpu: &impl AsRawFd, registers: &kvm_sregs2) -> io::Result<()>
     let mut registers = *registers;
     // SAFETY: the kernel reads one `kvm_sregs2`.
     unsafe { ioctl_pointer(borrow(vcpu), KVM_SET_SREGS2, &raw mut registers) }.map(drop)
+}
+
+/// Makes the vCPU take interrupt `vector` when it is entered next. Only for machines without an interrupt controller in KVM, and only when
+/// the guest takes interrupts then.
+///
+/// # Errors
+/// What the kernel says (`ENXIO`: the machine's interrupt controller is KVM's).
+pub fn queue_interrupt(vcpu: &impl AsRawFd, vector: u8) -> io::Result<()> {
+    let mut interrupt = kvm_interrupt { irq: u32::from(vector) };
+    // SAFETY: the kernel reads one `kvm_interrupt`.
+    unsafe { ioctl_pointer(borrow(vcpu), KVM_INTERRUPT, &raw mut interrupt) }.map(drop)
 }
 
 /// FPU and vector state of a vCPU, in a buffer as large as the machine's KVM may write.
