@@ -196,7 +196,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};
-    use vmotion_model::{Backing, ByteSize, DirtySource, Epoch, MachineSpec, MachineState};
+    use vmotion_model::{Backing, ByteSize, DirtySource, Epoch, InterruptController, MachineSpec, MachineState};
 
     fn state(console_bytes: u64) -> ProcessState {
         let spec = MachineSpec {
@@ -209,6 +209,7 @@ mod tests {
             disks: Vec::new(),
             backing: Backing::Memfd,
             dirty_source: DirtySource::Auto,
+            interrupts: InterruptController::Kernel,
         };
         ProcessState {
             spec,

@@ -18,7 +18,7 @@ use std::io::{BufWriter, Read, Write};
 use std::time::{Duration, Instant};
 use vmotion_dirty_tracking::PageBitmap;
 use vmotion_machine::{ConsoleConfig, Machine, MachineConfig};
-use vmotion_model::{DirtySource, DiskSpec, MachineSpec};
+use vmotion_model::{DirtySource, DiskSpec, InterruptController, MachineSpec};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -62,6 +62,11 @@ impl Arguments {
             disks: self.disks.clone(),
             backing: vmotion_model::Backing::Memfd,
             dirty_source: if self.one.contains_key("ring") { DirtySource::Ring } else { DirtySource::Auto },
+            interrupts: if self.one.contains_key("user") {
+                InterruptController::User
+            } else {
+                InterruptController::Kernel
+            },
         };
         let console = ConsoleConfig { log: self.one.get("log").map(Into::into), start_offset: 0 };
         Ok(MachineConfig { spec, console })

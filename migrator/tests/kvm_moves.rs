@@ -97,6 +97,7 @@ impl Bench {
             disks: Vec::new(),
             backing: vmotion_model::Backing::Memfd,
             dirty_source,
+            interrupts: vmotion_model::InterruptController::Kernel,
         };
         let machine = Machine::boot(&config(&spec)).unwrap();
         machine.resume().unwrap();

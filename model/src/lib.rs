@@ -28,5 +28,5 @@ pub use placement::{Judgement, Placement, Verdict};
 pub use report::{DigestReport, DowntimeReport, FollowReport, MoveSummary, Prediction};
 pub use request::{MoveLimit, MoveRequest};
 pub use size::{Bandwidth, BandwidthError, ByteSize, SizeError};
-pub use spec::{Backing, DirtySource, DiskSpec, MachineSpec, SpecError};
+pub use spec::{Backing, DirtySource, DiskSpec, InterruptController, MachineSpec, SpecError};
 pub use timeline::{RoundRecord, Timeline, TimelineEvent, TimelineSample};

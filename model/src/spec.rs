@@ -30,6 +30,19 @@ pub enum DirtySource {
     Ring,
 }
 
+/// Who delivers a machine's interrupts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum InterruptController {
+    /// KVM, with the controllers of a PC: what Linux guests want.
+    #[default]
+    Kernel,
+    /// The machine's own process: local APICs and an I/O APIC, no PIC and no PIT. A Linux guest finds nothing to measure its
+    /// timers with.
+    User,
+}
+
 /// A disk both hosts can open.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -87,6 +100,9 @@ pub struct MachineSpec {
     /// Which dirty-tracking source moves use.
     #[serde(default)]
     pub dirty_source: DirtySource,
+    /// Who delivers interrupts.
+    #[serde(default)]
+    pub interrupts: InterruptController,
 }
 
 /// Why a spec was refused. Each names the field, the value and what to do.

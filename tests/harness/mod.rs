@@ -26,8 +26,8 @@ use std::{
 use tokio::process::{Child, Command};
 use vmotion_api::{AgentClient, ControllerClient, CreateRequest, MoveCommand, Operation};
 use vmotion_model::{
-    Backing, ByteSize, DirtySource, DiskSpec, Host, HostName, HostState, MachineName, MachineSpec, MachineState,
-    MachineStatus, MoveRequest,
+    Backing, ByteSize, DirtySource, DiskSpec, Host, HostName, HostState, InterruptController, MachineName, MachineSpec,
+    MachineState, MachineStatus, MoveRequest,
 };
 use vmotion_transport::{Identity, Principal, pki::Authority, session::MoveTicket};
 
@@ -196,6 +196,7 @@ impl World {
             disks: Vec::new(),
             backing: Backing::Memfd,
             dirty_source: DirtySource::Auto,
+            interrupts: InterruptController::Kernel,
         }
     }
 

@@ -254,12 +254,23 @@ pub(crate) struct CreateArguments {
     /// How moves learn what the guest writes
     #[arg(long, value_enum, default_value_t = Dirty::Auto)]
     pub(crate) dirty: Dirty,
+    /// Who delivers interrupts
+    #[arg(long, value_enum, default_value_t = Interrupts::Kernel)]
+    pub(crate) interrupts: Interrupts,
     /// Start from a snapshot directory on the host named by --on, instead of booting
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"], requires = "on")]
     pub(crate) from: Option<PathBuf>,
     /// Only say where it would go, and why
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Interrupts {
+    /// KVM
+    Kernel,
+    /// The machine's process; without PIC and PIT, which Linux wants
+    User,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

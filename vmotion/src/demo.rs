@@ -21,7 +21,9 @@ use std::{
 };
 use tokio::process::{Child, Command};
 use vmotion_api::{ControllerClient, CreateRequest, MachineView, MoveCommand, Operation};
-use vmotion_model::{Backing, DirtySource, HostState, MachineName, MachineSpec, MoveOutcome, MoveRequest};
+use vmotion_model::{
+    Backing, DirtySource, HostState, InterruptController, MachineName, MachineSpec, MoveOutcome, MoveRequest,
+};
 use vmotion_probe_guest::{CommandLine, Content, Rate};
 use watch::{Observation, Watcher};
 
@@ -84,6 +86,7 @@ async fn tell(world: &World, arguments: &DemoArguments, say: &impl Fn(&str)) -> 
         disks: Vec::new(),
         backing: Backing::Memfd,
         dirty_source: DirtySource::Auto,
+        interrupts: InterruptController::Kernel,
     };
     let request = CreateRequest { spec, on: Some("h1".to_owned()), from: None, dry_run: false };
     let machine = world.client.create(&request, &request_key()).await?;

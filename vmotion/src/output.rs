@@ -56,6 +56,7 @@ pub(crate) fn machine(machine: &MachineView) {
         println!("disk      {}{}", disk.path.display(), if disk.read_only { " (read-only)" } else { "" });
     }
     println!("dirty     {}", word(&spec.dirty_source));
+    println!("irqs      {}", word(&spec.interrupts));
     println!("console   {}", ByteSize(*console_bytes));
     if let Some(pid) = pid {
         println!("process   {pid}");

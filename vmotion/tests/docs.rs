@@ -7,9 +7,9 @@ use std::{collections::BTreeSet, process::Command};
 use vmotion_api::{MachineView, Operation};
 use vmotion_model::{
     Accuracy, ApiError, Backing, ByteSize, CpuModel, Deviation, DigestReport, DirtySource, DiskSpec, DowntimeReport,
-    Epoch, ErrorCode, Expected, FollowReport, Forecast, Host, HostCapacity, HostState, Judgement, MachineSpec,
-    MachineState, MoveId, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, Outlook, PageCounts,
-    Placement, Prediction, RoundRecord, Strategy, Survey, Timeline, TimelineEvent, TimelineSample, Verdict,
+    Epoch, ErrorCode, Expected, FollowReport, Forecast, Host, HostCapacity, HostState, InterruptController, Judgement,
+    MachineSpec, MachineState, MoveId, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, Outlook,
+    PageCounts, Placement, Prediction, RoundRecord, Strategy, Survey, Timeline, TimelineEvent, TimelineSample, Verdict,
 };
 
 const PAGE: &str = include_str!("../../docs/cli.md");
@@ -55,6 +55,7 @@ fn spec() -> MachineSpec {
         disks: vec![DiskSpec { path: "/srv/vm1.img".into(), read_only: false }],
         backing: Backing::Memfd,
         dirty_source: DirtySource::Auto,
+        interrupts: InterruptController::Kernel,
     }
 }
 
@@ -275,6 +276,7 @@ fn every_word_that_a_field_can_hold_is_documented() {
         [HostState::Up, HostState::Gone].map(word).to_vec(),
         [Backing::Memfd, Backing::Huge2m].map(word).to_vec(),
         [DirtySource::Auto, DirtySource::Log, DirtySource::Ring].map(word).to_vec(),
+        [InterruptController::Kernel, InterruptController::User].map(word).to_vec(),
         [MovePhase::Preparing, MovePhase::Copying, MovePhase::SwitchingOver, MovePhase::Following, MovePhase::Finished]
             .map(word)
             .to_vec(),

@@ -157,6 +157,7 @@ pub(crate) fn create_request(name: &str, on: Option<&str>) -> CreateRequest {
         disks: vec![],
         backing: Default::default(),
         dirty_source: Default::default(),
+        interrupts: Default::default(),
     };
     CreateRequest { spec, on: on.map(str::to_owned), from: None, dry_run: false }
 }

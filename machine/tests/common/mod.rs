@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use vmotion_dirty_tracking::PageBitmap;
 use vmotion_machine::{ConsoleConfig, Machine, MachineConfig, probe_host};
-use vmotion_model::{Backing, ByteSize, DirtySource, DiskSpec, MachineSpec, PAGE_SIZE};
+use vmotion_model::{Backing, ByteSize, DirtySource, DiskSpec, InterruptController, MachineSpec, PAGE_SIZE};
 
 /// False, and says so by name, on hosts that cannot run machines.
 pub(crate) fn kvm_or_skip(test: &str) -> bool {
@@ -40,6 +40,12 @@ impl Probe {
         let config =
             MachineConfig { spec: spec(kernel, cpus, memory_mib, source, cmdline), console: ConsoleConfig::default() };
         Self { directory, config }
+    }
+
+    /// With its interrupt controllers in this process.
+    pub(crate) fn user_interrupts(mut self) -> Self {
+        self.config.spec.interrupts = InterruptController::User;
+        self
     }
 
     pub(crate) fn disk(mut self, bytes: u64, read_only: bool) -> Self {
@@ -73,6 +79,7 @@ pub(crate) fn spec(
         disks: Vec::new(),
         backing: Backing::Memfd,
         dirty_source,
+        interrupts: InterruptController::Kernel,
     }
 }
 

@@ -2,18 +2,31 @@
 
 use super::request_key;
 use crate::{
-    arguments::{CreateArguments, Dirty, Global},
+    arguments::{CreateArguments, Dirty, Global, Interrupts},
     context, output,
 };
 use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
 use vmotion_api::{CreateRequest, SnapshotRequest};
-use vmotion_model::{Backing, DirtySource, DiskSpec, MachineName, MachineSpec};
+use vmotion_model::{Backing, DirtySource, DiskSpec, InterruptController, MachineName, MachineSpec};
 
 pub(super) async fn create(arguments: CreateArguments, global: &Global) -> Result<()> {
     let client = context::client(global)?;
-    let CreateArguments { name, kernel, initrd, cmdline, memory, cpus, disk, on, huge_pages, dirty, from, dry_run } =
-        arguments;
+    let CreateArguments {
+        name,
+        kernel,
+        initrd,
+        cmdline,
+        memory,
+        cpus,
+        disk,
+        on,
+        huge_pages,
+        dirty,
+        interrupts,
+        from,
+        dry_run,
+    } = arguments;
     let absolute_disk = |disk: DiskSpec| Ok::<_, anyhow::Error>(DiskSpec { path: absolute(&disk.path)?, ..disk });
     let spec = MachineSpec {
         name,
@@ -29,6 +42,10 @@ pub(super) async fn create(arguments: CreateArguments, global: &Global) -> Resul
             Dirty::Auto => DirtySource::Auto,
             Dirty::Log => DirtySource::Log,
             Dirty::Ring => DirtySource::Ring,
+        },
+        interrupts: match interrupts {
+            Interrupts::Kernel => InterruptController::Kernel,
+            Interrupts::User => InterruptController::User,
         },
     };
     let from = from.as_deref().map(absolute).transpose()?;
