@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run -p vmotion-machine --example boot -- --kernel vmlinux.elf [--initrd FILE] [--cmdline TEXT] [--memory 128M]
-//!     [--cpus 1] [--disk PATH[,ro]]... [--ring]
+//!     [--cpus 1] [--disk PATH[,ro]]... [--ring] [--user]
 //!     [--save-after SECONDS --save-to FILE]   pause, write state and memory to FILE, exit
 //!     [--restore-from FILE]                   go on from such a file instead of booting
 //!     [--pause-every MILLISECONDS]            pause, save and resume again and again, and print what it costs
@@ -36,8 +36,8 @@ impl Arguments {
         let mut arguments = std::env::args().skip(1);
         while let Some(name) = arguments.next() {
             let name = name.strip_prefix("--").ok_or_else(|| format!("{name:?} is not an option"))?.to_owned();
-            let value =
-                if name == "ring" { String::new() } else { arguments.next().ok_or("an option lacks its value")? };
+            let is_flag = name == "ring" || name == "user";
+            let value = if is_flag { String::new() } else { arguments.next().ok_or("an option lacks its value")? };
             if name == "disk" {
                 parsed.disks.push(value.parse()?);
             } else {

@@ -9,6 +9,7 @@ pub use pause::{Frozen, PauseGuard};
 use crate::boot::MmioPlace;
 use crate::console::{Console, Flusher};
 use crate::devices::Device;
+use crate::interrupts::Driver;
 use crate::memory::{Filling, GuestRam};
 use crate::vcpu::{RunContext, Throttle, Vcpu};
 use crate::vm::Vm;
@@ -97,6 +98,8 @@ pub(crate) struct Inner {
     console: Arc<Console>,
     console_handle: ConsoleHandle,
     flusher: Mutex<Option<Flusher>>,
+    /// Where they are not KVM's: has a thread that stops with the machine.
+    interrupts: Option<Arc<Driver>>,
     spec: MachineSpec,
     cpu: CpuModel,
     host_tsc_khz: u32,
@@ -158,6 +161,7 @@ impl Inner {
         vcpus.clear();
         drop(vcpus);
         self.devices.iter().for_each(|device| device.quiesce());
+        self.interrupts.iter().for_each(|interrupts| interrupts.stop());
         drop(self.flusher.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }

@@ -7,6 +7,7 @@
 //! | `machine` | memory layout, number of vCPUs, TSC frequency: what must fit before anything is applied |
 //! | `clock` | kvmclock, the host TSC and wall clock it was read at |
 //! | `irqchips`, `pit` | the in-kernel interrupt controllers and timer |
+//! | `ioapic` | in place of these, of a machine whose interrupt controllers are in user space |
 //! | `vcpu.N` | everything of one vCPU |
 //! | `device.NAME` | one device |
 
@@ -15,6 +16,7 @@ mod container;
 pub use container::{STATE_VERSION, StateError};
 pub(crate) use container::{SectionReader, SectionWriter};
 
+use crate::interrupts::IoApic;
 use crate::vcpu::VcpuState;
 use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
 use serde::{Deserialize, Serialize};
@@ -61,6 +63,35 @@ pub(crate) struct PitState {
     pub(crate) pit: kvm_pit_state2,
 }
 
+/// The machine's interrupt controllers, but for the local ones: those are saved with their vCPUs.
+#[derive(Debug, Clone)]
+pub(crate) enum Controllers {
+    Kernel { chips: Box<IrqChips>, pit: PitState },
+    User { io_apic: IoApic },
+}
+
+impl Controllers {
+    pub(crate) fn write(&self, writer: &mut SectionWriter) -> Result<(), StateError> {
+        match self {
+            Self::Kernel { chips, pit } => {
+                writer.put("irqchips", SECTION_VERSION, chips)?;
+                writer.put("pit", SECTION_VERSION, pit)
+            }
+            Self::User { io_apic } => writer.put(IO_APIC, SECTION_VERSION, io_apic),
+        }
+    }
+
+    fn read(reader: &mut SectionReader<'_>) -> Result<Self, StateError> {
+        if reader.names().any(|name| name == IO_APIC) {
+            return Ok(Self::User { io_apic: reader.take(IO_APIC, SECTION_VERSION)? });
+        }
+        let chips = Box::new(reader.take("irqchips", SECTION_VERSION)?);
+        Ok(Self::Kernel { chips, pit: reader.take("pit", SECTION_VERSION)? })
+    }
+}
+
+const IO_APIC: &str = "ioapic";
+
 pub(crate) fn vcpu_section(id: u8) -> String {
     format!("vcpu.{id}")
 }
@@ -75,8 +106,7 @@ const DEVICE_PREFIX: &str = "device.";
 pub(crate) struct ParsedState<'a> {
     pub(crate) facts: MachineFacts,
     pub(crate) clock: ClockState,
-    pub(crate) chips: IrqChips,
-    pub(crate) pit: PitState,
+    pub(crate) controllers: Controllers,
     pub(crate) vcpus: Vec<VcpuState>,
     /// What is left: the devices.
     pub(crate) devices: SectionReader<'a>,
@@ -90,15 +120,14 @@ impl<'a> ParsedState<'a> {
             return Err(StateError::Limit("vCPUs"));
         }
         let clock = reader.take("clock", SECTION_VERSION)?;
-        let chips = reader.take("irqchips", SECTION_VERSION)?;
-        let pit = reader.take("pit", SECTION_VERSION)?;
+        let controllers = Controllers::read(&mut reader)?;
         let vcpus = (0..facts.cpus).map(|id| {
             let vcpu: VcpuState = reader.take(&vcpu_section(id), SECTION_VERSION)?;
             vcpu.check()?;
             Ok(vcpu)
         });
         let vcpus = vcpus.collect::<Result<_, StateError>>()?;
-        Ok(Self { facts, clock, chips, pit, vcpus, devices: reader })
+        Ok(Self { facts, clock, controllers, vcpus, devices: reader })
     }
 }
 
@@ -119,7 +148,7 @@ pub struct StateSummary {
 /// # Errors
 /// [`StateError`] says what is wrong with it.
 pub fn inspect_state(state: &[u8]) -> Result<StateSummary, StateError> {
-    let ParsedState { facts, clock: _, chips: _, pit: _, vcpus: _, devices } = ParsedState::parse(state)?;
+    let ParsedState { facts, clock: _, controllers: _, vcpus: _, devices } = ParsedState::parse(state)?;
     let MachineFacts { layout, cpus } = facts;
     let device = |section: &str| match section.strip_prefix(DEVICE_PREFIX) {
         Some(device) => Ok(device.to_owned()),

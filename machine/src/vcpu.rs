@@ -7,11 +7,13 @@
 //! Invariant: a thread that is parked has finished the I/O of its last exit, so its registers may be saved.
 
 pub(crate) mod cpuid;
+mod interrupts;
 mod msrs;
 mod run;
 mod state;
 mod throttle;
 
+pub(crate) use interrupts::UserSide;
 pub(crate) use msrs::MsrPlan;
 pub(crate) use run::{Exits, ParkedCount, RunContext, VcpuShared};
 pub(crate) use state::VcpuState;
@@ -65,13 +67,15 @@ pub(crate) struct VcpuParts {
     pub(crate) msrs: Arc<MsrPlan>,
     pub(crate) xsave: XsaveArea,
     pub(crate) context: Arc<RunContext>,
+    /// Where the interrupt controllers are not KVM's.
+    pub(crate) user: Option<UserSide>,
 }
 
 impl Vcpu {
     /// Starts the thread, parked.
     pub(crate) fn start(parts: VcpuParts) -> Result<Self, MachineError> {
         let id = parts.id;
-        let shared = Arc::new(VcpuShared::new(&parts.fd)?);
+        let shared = Arc::new(VcpuShared::new(&parts.fd, parts.user.is_some())?);
         let (commands, receiver) = sync_channel(COMMANDS_MAX);
         let mut thread = VcpuThread::new(parts, Arc::clone(&shared));
         let body = move || thread.serve(&receiver);

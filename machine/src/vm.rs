@@ -2,8 +2,9 @@
 
 use crate::error::MachineError;
 use crate::host;
+use crate::interrupts::Driver;
 use crate::memory::GuestRam;
-use crate::state::{IrqChips, PitState};
+use crate::state::{Controllers, IrqChips, PitState, StateError};
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
@@ -35,18 +36,28 @@ pub(crate) struct Vm {
     source: DirtySource,
     /// The log begins with every page set; see [`DirtyBackend::initially_all_written`].
     initially_set: bool,
+    /// The interrupt controllers, where they are not KVM's.
+    interrupts: Option<Arc<Driver>>,
 }
 
 impl Vm {
-    /// Creates the VM around `ram`. `source` is decided here: KVM wants dirty rings before the first vCPU.
-    pub(crate) fn new(kvm: &Kvm, ram: Arc<GuestRam>, source: DirtySource) -> Result<Self, MachineError> {
+    /// Creates the VM around `ram`, with `interrupts` or else KVM's controllers. `source` is decided here: KVM wants dirty rings
+    /// before the first vCPU.
+    pub(crate) fn new(
+        kvm: &Kvm,
+        ram: Arc<GuestRam>,
+        source: DirtySource,
+        interrupts: Option<Arc<Driver>>,
+    ) -> Result<Self, MachineError> {
         let fd = kvm.create_vm().map_err(MachineError::kvm("create a VM"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(MachineError::kvm("set the TSS address"))?;
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(MachineError::kvm("set the identity map"))?;
-        fd.create_irq_chip().map_err(MachineError::kvm("create the interrupt controllers"))?;
-        // The dummy speaker port keeps guests that calibrate with it out of user space.
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        fd.create_pit2(pit).map_err(MachineError::kvm("create the PIT"))?;
+        if interrupts.is_none() {
+            fd.create_irq_chip().map_err(MachineError::kvm("create the interrupt controllers"))?;
+            // The dummy speaker port keeps guests that calibrate with it out of user space.
+            let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+            fd.create_pit2(pit).map_err(MachineError::kvm("create the PIT"))?;
+        }
         let source = match source {
             DirtySource::Auto | DirtySource::Log => DirtySource::Log,
             DirtySource::Ring => DirtySource::Ring,
@@ -56,7 +67,7 @@ impl Vm {
         let log_features = fd.check_extension_raw(c_ulong::from(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2));
         let initially_set = source == DirtySource::Log
             && u32::try_from(log_features).is_ok_and(|features| features & KVM_DIRTY_LOG_INITIALLY_SET != 0);
-        let vm = Self { slots: slots.collect(), fd, ram, source, initially_set };
+        let vm = Self { slots: slots.collect(), fd, ram, source, initially_set, interrupts };
         vm.enable_tracking()?;
         vm.set_slots(0).map_err(MachineError::sys("map guest memory"))?;
         Ok(vm)
@@ -120,13 +131,55 @@ impl Vm {
 
     /// An eventfd whose writes raise interrupt `gsi`.
     pub(crate) fn interrupt(&self, gsi: u32) -> Result<EventFd, MachineError> {
+        if let Some(interrupts) = &self.interrupts {
+            return interrupts.line(gsi);
+        }
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let event = event.map_err(MachineError::sys("create an eventfd"))?;
         self.fd.register_irqfd(&event, gsi).map_err(MachineError::kvm("connect an interrupt"))?;
         Ok(event)
     }
 
-    pub(crate) fn save_irqchips(&self) -> Result<IrqChips, MachineError> {
+    /// Brings what devices have said to the vCPUs it is for, before these are saved. KVM does that by itself.
+    pub(crate) fn settle_interrupts(&self) {
+        self.interrupts.iter().for_each(|interrupts| interrupts.raise_lines());
+    }
+
+    /// The interrupt controllers but for the local ones, which vCPUs save.
+    pub(crate) fn save_controllers(&self) -> Result<Controllers, MachineError> {
+        let Some(interrupts) = &self.interrupts else {
+            return Ok(Controllers::Kernel { chips: Box::new(self.save_irqchips()?), pit: self.save_pit()? });
+        };
+        Ok(Controllers::User { io_apic: interrupts.controller().io_apic().clone() })
+    }
+
+    /// Are the controllers of a saved state such as this machine has?
+    pub(crate) fn check_controllers(&self, saved: &Controllers) -> Result<(), StateError> {
+        let (theirs, ours) = match (saved, &self.interrupts) {
+            (Controllers::Kernel { .. }, Some(_)) => ("KVM's", "its own"),
+            (Controllers::User { .. }, None) => ("its own", "KVM's"),
+            _ => return Ok(()),
+        };
+        Err(StateError::Mismatch(format!("it has interrupt controllers of {theirs}, this machine {ours}")))
+    }
+
+    /// Sets what [`Self::check_controllers`] has found to be right.
+    pub(crate) fn restore_controllers(&self, saved: Controllers) -> Result<(), MachineError> {
+        match saved {
+            Controllers::Kernel { chips, pit } => {
+                self.restore_irqchips(&chips)?;
+                self.restore_pit(&pit)
+            }
+            Controllers::User { io_apic } => {
+                if let Some(interrupts) = &self.interrupts {
+                    *interrupts.controller().io_apic() = io_apic;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn save_irqchips(&self) -> Result<IrqChips, MachineError> {
         let get = |chip_id| {
             let mut chip = kvm_irqchip { chip_id, ..Default::default() };
             self.fd.get_irqchip(&mut chip).map_err(MachineError::kvm("read an interrupt controller"))?;
@@ -135,7 +188,7 @@ impl Vm {
         Ok(IrqChips { chips: [get(KVM_IRQCHIP_PIC_MASTER)?, get(KVM_IRQCHIP_PIC_SLAVE)?, get(KVM_IRQCHIP_IOAPIC)?] })
     }
 
-    pub(crate) fn restore_irqchips(&self, state: &IrqChips) -> Result<(), MachineError> {
+    fn restore_irqchips(&self, state: &IrqChips) -> Result<(), MachineError> {
         let IrqChips { chips } = state;
         for (chip, chip_id) in chips.iter().zip([KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]) {
             let chip = kvm_irqchip { chip_id, ..*chip };
@@ -144,11 +197,11 @@ impl Vm {
         Ok(())
     }
 
-    pub(crate) fn save_pit(&self) -> Result<PitState, MachineError> {
+    fn save_pit(&self) -> Result<PitState, MachineError> {
         Ok(PitState { pit: self.fd.get_pit2().map_err(MachineError::kvm("read the PIT"))? })
     }
 
-    pub(crate) fn restore_pit(&self, state: &PitState) -> Result<(), MachineError> {
+    fn restore_pit(&self, state: &PitState) -> Result<(), MachineError> {
         let PitState { pit } = state;
         self.fd.set_pit2(pit).map_err(MachineError::kvm("set the PIT"))
     }

@@ -7,8 +7,9 @@ use crate::console::{Console, ConsoleInput};
 use crate::devices::virtio::{Backend, Block, Entropy, MMIO_BYTES, NOTIFY_OFFSET, Transport};
 use crate::devices::{Device, Rtc, SerialPort, ShutdownPorts, ShutdownSink};
 use crate::host;
+use crate::interrupts::Driver;
 use crate::memory::GuestRam;
-use crate::vcpu::{Command, Exits, MsrPlan, ParkedCount, RunContext, Vcpu, VcpuParts, ask_all, cpuid};
+use crate::vcpu::{Command, Exits, MsrPlan, ParkedCount, RunContext, UserSide, Vcpu, VcpuParts, ask_all, cpuid};
 use crate::vm::{Vm, open_kvm};
 use crate::{ConsoleHandle, MachineConfig, MachineError};
 use kvm_bindings::CpuId;
@@ -17,7 +18,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, OnceLock};
 use vmm_sys_util::eventfd::EventFd;
 use vmotion_dirty_tracking::{DirtyBackend, RingCollector};
-use vmotion_model::{MachineSpec, MemoryLayout};
+use vmotion_model::{InterruptController, MachineSpec, MemoryLayout};
 
 /// Devices, and the buses they sit on.
 struct Devices {
@@ -36,14 +37,18 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
     let kvm = open_kvm(spec.dirty_source)?;
     let layout = MemoryLayout::for_ram(spec.memory.bytes())?;
     let ram = Arc::new(GuestRam::new(layout, spec.backing)?);
-    let vm = Arc::new(Vm::new(&kvm, Arc::clone(&ram), spec.dirty_source)?);
+    let interrupts = match spec.interrupts {
+        InterruptController::Kernel => None,
+        InterruptController::User => Some(Driver::new(spec.cpus)?),
+    };
+    let vm = Arc::new(Vm::new(&kvm, Arc::clone(&ram), spec.dirty_source, interrupts.clone())?);
     let (console, flusher) = Console::start(&config.console)?;
     let exits = Arc::new(Exits::default());
     let sink: Arc<dyn ShutdownSink> = Arc::clone(&exits) as _;
     let devices = build_devices(&vm, &ram, &spec, &console, &sink)?;
 
     let supported = cpuid::supported(&kvm)?;
-    let fds = create_vcpus(&kvm, &vm, &supported, spec.cpus)?;
+    let fds = create_vcpus(&kvm, &vm, &supported, &spec)?;
     let first = fds.first().ok_or(MachineError::VcpuSilent { vcpu: 0 })?;
     // Before anyone sets another frequency: that of the host.
     let host_tsc_khz = first.get_tsc_khz().map_err(MachineError::kvm("read the TSC frequency"))?;
@@ -59,9 +64,16 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
     let mut vcpus = Vec::with_capacity(fds.len());
     for (id, fd) in (0..spec.cpus).zip(fds) {
         let (msrs, context) = (Arc::clone(&msrs), Arc::clone(&context));
-        vcpus.push(Vcpu::start(VcpuParts { id, fd, msrs, xsave: vm.xsave_area(), context })?);
+        let user = interrupts.as_ref().map(|driver| UserSide::new(driver, id, &fd)).transpose()?;
+        vcpus.push(Vcpu::start(VcpuParts { id, fd, msrs, xsave: vm.xsave_area(), context, user })?);
     }
-    context.exits.set_vcpus(vcpus.iter().map(|vcpu| Arc::clone(vcpu.shared())).collect());
+    let shared: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(vcpu.shared())).collect();
+    context.exits.set_vcpus(shared.clone());
+    if let Some(interrupts) = &interrupts {
+        interrupts.controller().set_kick(Box::new(move |vcpu| shared[vcpu].kick()));
+        // Last: nothing can fail any more and leave its thread behind.
+        interrupts.start()?;
+    }
     let input: Arc<dyn ConsoleInput> = devices.serial;
     Ok(Inner {
         phase: Mutex::new(Phase::Prepared),
@@ -77,6 +89,7 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
         console_handle: ConsoleHandle::new(Arc::clone(&console), input),
         console,
         flusher: Mutex::new(Some(flusher)),
+        interrupts,
         spec,
         host_tsc_khz,
     })
@@ -134,12 +147,17 @@ fn connect_virtio(
     Ok(Arc::new(Transport::start(backend, Arc::clone(ram), notify, vm.interrupt(place.irq)?)?))
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &Vm, supported: &CpuId, cpus: u8) -> Result<Vec<VcpuFd>, MachineError> {
+fn create_vcpus(kvm: &Kvm, vm: &Vm, supported: &CpuId, spec: &MachineSpec) -> Result<Vec<VcpuFd>, MachineError> {
+    let cpus = spec.cpus;
     let deadline_timer = cpuid::has_deadline_timer(kvm);
     let mut fds = Vec::with_capacity(usize::from(cpus));
     for id in 0..cpus {
         let fd = vm.fd().create_vcpu(u64::from(id)).map_err(MachineError::kvm("create a vCPU"))?;
         let cpuid = cpuid::for_vcpu(supported, deadline_timer, id, cpus);
+        let cpuid = match spec.interrupts {
+            InterruptController::Kernel => cpuid,
+            InterruptController::User => cpuid::without_kernel_lapic(cpuid),
+        };
         fd.set_cpuid2(&cpuid).map_err(MachineError::kvm("set CPUID"))?;
         fds.push(fd);
     }

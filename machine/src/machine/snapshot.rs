@@ -16,12 +16,12 @@ impl Inner {
 
     /// The state, while paused. vCPUs save themselves in parallel.
     pub(super) fn save(&self) -> Result<Vec<u8>, MachineError> {
+        self.vm.settle_interrupts();
         let vcpus = ask_all(&self.vcpus(), |_, answer| Command::Save(answer))?;
         let mut writer = SectionWriter::default();
         writer.put("machine", SECTION_VERSION, &self.facts())?;
         writer.put("clock", SECTION_VERSION, &clock::save(self.vm.fd(), self.host_tsc_khz)?)?;
-        writer.put("irqchips", SECTION_VERSION, &self.vm.save_irqchips()?)?;
-        writer.put("pit", SECTION_VERSION, &self.vm.save_pit()?)?;
+        self.vm.save_controllers()?.write(&mut writer)?;
         for (id, vcpu) in (0u8..).zip(&vcpus) {
             writer.put(&vcpu_section(id), SECTION_VERSION, vcpu)?;
         }
@@ -34,8 +34,9 @@ impl Inner {
 
     /// Parses everything, then applies it: a damaged state changes nothing.
     pub(super) fn restore(&self, state: &[u8]) -> Result<(), MachineError> {
-        let ParsedState { facts, clock, chips, pit, vcpus, devices: mut saved } = ParsedState::parse(state)?;
+        let ParsedState { facts, clock, controllers, vcpus, devices: mut saved } = ParsedState::parse(state)?;
         self.check_facts(&facts)?;
+        self.vm.check_controllers(&controllers)?;
         let mut vcpus: Vec<_> = vcpus.into_iter().map(|vcpu| Some(Box::new(vcpu))).collect();
         let mut devices = Vec::with_capacity(self.devices.len());
         for device in &self.devices {
@@ -45,8 +46,7 @@ impl Inner {
         }
         saved.finish()?;
 
-        self.vm.restore_irqchips(&chips)?;
-        self.vm.restore_pit(&pit)?;
+        self.vm.restore_controllers(controllers)?;
         let shift = clock::restore(self.vm.fd(), &clock, self.host_tsc_khz)?;
         ask_all(&self.vcpus(), |id, answer| match vcpus[id].take() {
             Some(vcpu) => Command::Restore(vcpu, shift, answer),

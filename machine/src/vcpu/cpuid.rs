@@ -18,13 +18,30 @@ pub(crate) fn has_deadline_timer(kvm: &Kvm) -> bool {
 
 const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE: u32 = 1 << 24;
+const X2APIC: u32 = 1 << 21;
 const HYPER_THREADING: u32 = 1 << 28;
+/// KVM's own leaf of features, and those of them that need its LAPIC: asynchronous page faults, ends of interrupts without an exit, kicks
+/// of halted processors, IPIs and yields by hypercall, destinations of 15 bits.
+const KVM_FEATURES: u32 = 0x4000_0001;
+const KVM_FEATURES_OF_ITS_LAPIC: u32 = 1 << 4 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 11 | 1 << 13 | 1 << 14 | 1 << 15;
 
 /// `supported` as vCPU `vcpu` of `cpus` sees it.
 pub(crate) fn for_vcpu(supported: &CpuId, deadline_timer: bool, vcpu: u8, cpus: u8) -> CpuId {
     let mut cpuid = supported.clone();
     for entry in cpuid.as_mut_slice() {
         place(entry, deadline_timer, u32::from(vcpu), u32::from(cpus));
+    }
+    cpuid
+}
+
+/// `cpuid` less what only KVM's LAPIC offers.
+pub(crate) fn without_kernel_lapic(mut cpuid: CpuId) -> CpuId {
+    for entry in cpuid.as_mut_slice() {
+        match entry.function {
+            1 => entry.ecx &= !(X2APIC | TSC_DEADLINE),
+            KVM_FEATURES => entry.eax &= !KVM_FEATURES_OF_ITS_LAPIC,
+            _ => {}
+        }
     }
     cpuid
 }

@@ -1,5 +1,6 @@
 //! The vCPU thread: enters the guest, answers its exits, and stops cleanly when asked.
 
+use super::interrupts::Turn;
 use super::state::{boot, restore, save};
 use super::{Command, Vcpu, VcpuParts};
 use crate::MachineError;
@@ -11,6 +12,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 use vmotion_dirty_tracking::RingCollector;
 use vmotion_sys::kvm::ImmediateExit;
@@ -35,10 +37,21 @@ pub(crate) struct VcpuShared {
     thread: OnceLock<KickTarget>,
     /// How long to stay out of the guest once, in microseconds.
     nap_us: AtomicU32,
+    /// Where the interrupt controllers are in user space: a halted vCPU sleeps in its thread.
+    sleeper: Option<Sleeper>,
+}
+
+/// A vCPU thread that may sleep outside of KVM.
+#[derive(Debug, Default)]
+struct Sleeper {
+    thread: OnceLock<Thread>,
+    asleep: AtomicBool,
+    /// Somebody wants it to look at everything again. Cleared by the thread before it looks.
+    kicked: AtomicBool,
 }
 
 impl VcpuShared {
-    pub(super) fn new(fd: &VcpuFd) -> Result<Self, MachineError> {
+    pub(super) fn new(fd: &VcpuFd, may_sleep: bool) -> Result<Self, MachineError> {
         let immediate_exit = ImmediateExit::map(fd).map_err(MachineError::sys("map a vCPU"))?;
         Ok(Self {
             stop: AtomicBool::new(true),
@@ -46,6 +59,7 @@ impl VcpuShared {
             immediate_exit,
             thread: OnceLock::new(),
             nap_us: AtomicU32::new(0),
+            sleeper: may_sleep.then(Sleeper::default),
         })
     }
 
@@ -53,19 +67,55 @@ impl VcpuShared {
     /// about to enter returns at once; one that is inside is kicked out by the signal.
     pub(crate) fn request_stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
+        self.kick();
+    }
+
+    /// Makes the vCPU leave the guest, or its sleep, and look at everything again.
+    pub(crate) fn kick(&self) {
+        if let Some(sleeper) = &self.sleeper {
+            // Before the look at `asleep`: a thread that is about to sleep says so first and then looks at this.
+            sleeper.kicked.store(true, Ordering::SeqCst);
+            if sleeper.asleep.load(Ordering::SeqCst) {
+                sleeper.thread.get().into_iter().for_each(Thread::unpark);
+                return;
+            }
+        }
         self.immediate_exit.set(true);
         if let Some(thread) = self.thread.get() {
             thread.kick();
         }
     }
 
+    /// Before looking at what has arrived: whoever comes from now on keeps the vCPU out of the guest and awake.
+    fn look(&self) {
+        if let Some(sleeper) = &self.sleeper {
+            sleeper.kicked.store(false, Ordering::SeqCst);
+            self.immediate_exit.set(false);
+        }
+    }
+
+    /// Sleeps until kicked since the last look, or at most so long. May return at any time.
+    pub(super) fn sleep(&self, at_most: Option<Duration>) {
+        let Some(sleeper) = &self.sleeper else { return };
+        sleeper.asleep.store(true, Ordering::SeqCst);
+        if !sleeper.kicked.load(Ordering::SeqCst) {
+            match at_most {
+                Some(time) => std::thread::park_timeout(time),
+                None => std::thread::park(),
+            }
+        }
+        sleeper.asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// The guest's CR8 at the last exit, where its interrupt controller is in user space.
+    pub(super) fn cr8(&self) -> u8 {
+        self.immediate_exit.cr8()
+    }
+
     /// Makes the vCPU leave the guest and stay out for `time` once. A stop ends the nap.
     pub(super) fn nap(&self, time: Duration) {
         self.nap_us.store(u32::try_from(time.as_micros()).unwrap_or(u32::MAX), Ordering::SeqCst);
-        self.immediate_exit.set(true);
-        if let Some(thread) = self.thread.get() {
-            thread.kick();
-        }
+        self.kick();
     }
 
     /// Takes the nap that was asked for, if any.
@@ -93,7 +143,10 @@ impl VcpuShared {
 
     /// Allows the vCPU to run.
     fn allow_run(&self) {
-        self.immediate_exit.set(false);
+        // A vCPU that takes interrupts by itself clears it by itself: it may have been set for one.
+        if self.sleeper.is_none() {
+            self.immediate_exit.set(false);
+        }
         self.stop.store(false, Ordering::SeqCst);
     }
 }
@@ -252,12 +305,15 @@ impl VcpuThread {
     pub(super) fn serve(&mut self, commands: &Receiver<Command>) {
         // Nobody else sets it.
         let _ = self.shared.thread.set(KickTarget::current());
+        if let Some(sleeper) = &self.shared.sleeper {
+            let _ = sleeper.thread.set(std::thread::current());
+        }
         while let Ok(command) = commands.recv() {
             // An asker that does not wait for its answer any more has given up on this machine.
             match command {
                 Command::Run => self.run(),
                 Command::Boot(entry, answer) => drop(answer.send(boot(&self.parts.fd, entry))),
-                Command::Save(answer) => drop(answer.send(save(&mut self.parts))),
+                Command::Save(answer) => drop(answer.send(save(&mut self.parts, &self.shared))),
                 Command::Restore(state, shift, answer) => {
                     drop(answer.send(restore(&mut self.parts, *state, &shift)));
                 }
@@ -279,15 +335,38 @@ impl VcpuThread {
 
     fn run_until_stopped(&mut self) -> Option<ExitReason> {
         loop {
+            self.shared.look();
             self.shared.take_nap();
             if self.shared.stop.load(Ordering::SeqCst) {
                 return self.finish_io();
+            }
+            match self.take_turn() {
+                Ok(Turn::Enter) => {}
+                Ok(Turn::Slept | Turn::Restart) => continue,
+                Err(reason) => return Some(reason),
             }
             match self.enter() {
                 Next::Enter | Next::Interrupted => {}
                 Next::Ended(reason) => return Some(reason),
             }
         }
+    }
+
+    /// What the vCPU does before it enters the guest, where its interrupt controller is in user space.
+    fn take_turn(&mut self) -> Result<Turn, ExitReason> {
+        let failed = |id, error| internal_reason(id, &error_text(&error));
+        let VcpuParts { id, fd, user, .. } = &mut self.parts;
+        let Some(user) = user else { return Ok(Turn::Enter) };
+        let turn = user.prepare(fd, &self.shared).map_err(|error| failed(*id, error))?;
+        if turn == Turn::Restart {
+            // Else KVM would finish it with the registers of the processor that starts again.
+            if let Some(reason) = self.finish_io() {
+                return Err(reason);
+            }
+            let VcpuParts { id, fd, user, .. } = &mut self.parts;
+            user.as_mut().map_or(Ok(()), |user| user.restart(fd)).map_err(|error| failed(*id, error))?;
+        }
+        Ok(turn)
     }
 
     /// Lets KVM finish the I/O of the last exit, which happens when the guest is entered next: enters it with the
@@ -309,12 +388,20 @@ impl VcpuThread {
     }
 
     fn enter(&mut self) -> Next {
-        let VcpuParts { id, fd, context, .. } = &mut self.parts;
+        let VcpuParts { id, fd, context, user, .. } = &mut self.parts;
         match fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => context.ports.write(u64::from(port), data),
             Ok(VcpuExit::IoIn(port, data)) => context.ports.read(u64::from(port), data),
-            Ok(VcpuExit::MmioWrite(address, data)) => context.mmio.write(address, data),
-            Ok(VcpuExit::MmioRead(address, data)) => context.mmio.read(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                if !user.as_mut().is_some_and(|user| user.write(self.shared.cr8(), address, data)) {
+                    context.mmio.write(address, data);
+                }
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                if !user.as_mut().is_some_and(|user| user.read(self.shared.cr8(), address, data)) {
+                    context.mmio.read(address, data);
+                }
+            }
             Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {
                 if let Some(rings) = context.rings.get()
                     && let Err(error) = rings.reap()
@@ -323,7 +410,12 @@ impl VcpuThread {
                 }
             }
             Ok(VcpuExit::Shutdown) => return Next::Ended(ExitReason::TripleFault),
-            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => {}
+            Ok(VcpuExit::Hlt) => {
+                if let Some(user) = user {
+                    user.halt(fd);
+                }
+            }
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => {}
             Ok(VcpuExit::InternalError) => return self.internal_error(),
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
                 return internal(*id, &format!("the processor refused to enter the guest: {reason:#x} on CPU {cpu}"));
@@ -354,5 +446,17 @@ impl VcpuThread {
 }
 
 fn internal(vcpu: u8, text: &str) -> Next {
-    Next::Ended(ExitReason::InternalError { text: format!("vCPU {vcpu}: {text}") })
+    Next::Ended(internal_reason(vcpu, text))
+}
+
+fn internal_reason(vcpu: u8, text: &str) -> ExitReason {
+    ExitReason::InternalError { text: format!("vCPU {vcpu}: {text}") }
+}
+
+/// The error with what it comes from.
+fn error_text(error: &MachineError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
 }

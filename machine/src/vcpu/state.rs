@@ -9,7 +9,7 @@
 //! 6. Events and the MP state last: earlier calls reset pending exceptions and wake a halted processor.
 
 use super::msrs::{self, IA32_TSC, IA32_TSC_DEADLINE, MSRS_MAX};
-use super::{BootEntry, VcpuParts};
+use super::{BootEntry, VcpuParts, VcpuShared};
 use crate::MachineError;
 use crate::clock::TscShift;
 use crate::state::StateError;
@@ -111,12 +111,20 @@ impl VcpuState {
 }
 
 /// Reads everything; the vCPU is parked.
-pub(super) fn save(parts: &mut VcpuParts) -> Result<VcpuState, MachineError> {
-    let VcpuParts { fd, xsave, msrs, .. } = parts;
+pub(super) fn save(parts: &mut VcpuParts, shared: &VcpuShared) -> Result<VcpuState, MachineError> {
+    let VcpuParts { fd, xsave, msrs, user, .. } = parts;
+    if let Some(user) = user {
+        user.settle(fd, shared)?;
+    }
     xsave.read(fd).map_err(MachineError::sys("read vector state"))?;
     let khz = fd.get_tsc_khz().map_err(MachineError::kvm("read the TSC frequency"))?;
     // The MP state first: reading it lets KVM take in a pending INIT or SIPI, which changes the rest.
-    let mp_state = fd.get_mp_state().map_err(MachineError::kvm("read the MP state"))?;
+    let (lapic, mp_state) = if let Some(user) = user {
+        user.save()
+    } else {
+        let mp_state = fd.get_mp_state().map_err(MachineError::kvm("read the MP state"))?;
+        (fd.get_lapic().map_err(MachineError::kvm("read the LAPIC"))?, mp_state)
+    };
     let cpuid = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(MachineError::kvm("read CPUID"))?;
     Ok(VcpuState {
         cpuid: cpuid.as_slice().to_vec(),
@@ -126,7 +134,7 @@ pub(super) fn save(parts: &mut VcpuParts) -> Result<VcpuState, MachineError> {
         xcrs: fd.get_xcrs().map_err(MachineError::kvm("read XCRs"))?,
         xsave: xsave.words().to_vec(),
         debug: fd.get_debug_regs().map_err(MachineError::kvm("read debug registers"))?,
-        lapic: fd.get_lapic().map_err(MachineError::kvm("read the LAPIC"))?,
+        lapic,
         events: fd.get_vcpu_events().map_err(MachineError::kvm("read pending events"))?,
         msrs: msrs.read(fd)?,
         tsc: TscState { khz, offset: tsc_offset(fd).ok() },
@@ -136,7 +144,7 @@ pub(super) fn save(parts: &mut VcpuParts) -> Result<VcpuState, MachineError> {
 /// Sets everything; the vCPU never ran.
 pub(super) fn restore(parts: &mut VcpuParts, state: VcpuState, shift: &TscShift) -> Result<(), MachineError> {
     let VcpuState { cpuid, registers, system, xcrs, xsave, debug, lapic, events, mp_state, msrs, tsc } = state;
-    let VcpuParts { id, fd, xsave: area, .. } = parts;
+    let VcpuParts { id, fd, xsave: area, user, .. } = parts;
     restore_cpuid(fd, &cpuid)?;
     set_sregs2(fd, &system.into()).map_err(MachineError::sys("set system registers"))?;
     fd.set_xcrs(&xcrs).map_err(MachineError::kvm("set XCRs"))?;
@@ -149,10 +157,15 @@ pub(super) fn restore(parts: &mut VcpuParts, state: VcpuState, shift: &TscShift)
     let (late, early): (Vec<_>, Vec<_>) =
         msrs.into_iter().filter(|(msr, _)| *msr != IA32_TSC).partition(|(msr, _)| *msr == IA32_TSC_DEADLINE);
     msrs::write(fd, *id, &early)?;
-    fd.set_lapic(&lapic).map_err(MachineError::kvm("set the LAPIC"))?;
+    if user.is_none() {
+        fd.set_lapic(&lapic).map_err(MachineError::kvm("set the LAPIC"))?;
+    }
     msrs::write(fd, *id, &late)?;
     fd.set_vcpu_events(&events).map_err(MachineError::kvm("set pending events"))?;
-    fd.set_mp_state(mp_state).map_err(MachineError::kvm("set the MP state"))?;
+    match user {
+        Some(user) => user.restore(fd, &lapic, mp_state, &registers)?,
+        None => fd.set_mp_state(mp_state).map_err(MachineError::kvm("set the MP state"))?,
+    }
     // Tells a guest with kvmclock that it was stopped, so that its watchdogs do not blame it; others refuse.
     let _ = fd.kvmclock_ctrl();
     Ok(())
