@@ -10,7 +10,9 @@ mod harness;
 
 use harness::{HugePages, World, name, scenario};
 use std::time::Duration;
-use vmotion_model::{Backing, ByteSize, DirtySource, MachineName, MachineSpec, MoveOutcome, MoveRequest, Strategy};
+use vmotion_model::{
+    Backing, ByteSize, DirtySource, InterruptController, MachineName, MachineSpec, MoveOutcome, MoveRequest, Strategy,
+};
 
 /// The largest scenario of this file is the issue's: 1 GiB, 512 MiB written over and over at 100 MiB/s.
 const CMDLINE: &str = "ws=512M rate=100M content=text hb=1";
@@ -189,6 +191,37 @@ fn memory_of_huge_pages_moves_by_every_strategy() {
         // Long enough to read back what was moved.
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(world.console(&machine).complaints(), Vec::<String>::new());
+        world.stop().await;
+    });
+}
+
+#[test]
+fn a_machine_with_its_own_interrupt_controllers_moves() {
+    scenario("a_machine_with_its_own_interrupt_controllers_moves", async {
+        let world = world().await;
+        let machine: MachineName = name("user");
+        let mut spec = world.spec("user", ByteSize::mib(256), "ws=128M rate=100M content=text disk_rate=200 hb=1");
+        spec.interrupts = InterruptController::User;
+        spec.disks.push(world.disk("user.img", 64 << 20));
+        world.create(spec, "h1").await;
+        world.wait_for_console(&machine, "READY").await;
+        let strategies = [Strategy::Precopy, Strategy::Postcopy, Strategy::Precopy, Strategy::Postcopy];
+        for (number, strategy) in strategies.into_iter().enumerate() {
+            let to = if number % 2 == 0 { "h2" } else { "h1" };
+            let request = MoveRequest { strategy, downtime_ms_max: 5000, ..MoveRequest::default() };
+            let operation = world.start_move(&machine, to, request).await;
+            let operation = world.wait_for_outcome(&operation, Duration::from_secs(60)).await;
+            assert_eq!(operation.outcome, Some(MoveOutcome::Moved), "{strategy}, move {number}: {operation:?}");
+            let before = world.console(&machine).len();
+            // Long enough to read back what was moved.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let log = world.console(&machine);
+            assert!(log.len() > before, "{strategy}, move {number}: the guest is silent");
+            assert_eq!(log.complaints(), Vec::<String>::new(), "{strategy}, after move {number}");
+        }
+        assert_eq!(world.copies(&machine).await.len(), 1);
+        let view = world.client.machine(&machine).await.unwrap();
+        assert_eq!(view.spec.interrupts, InterruptController::User);
         world.stop().await;
     });
 }
