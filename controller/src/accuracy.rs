@@ -49,7 +49,10 @@ fn of<'a>(summaries: impl Iterator<Item = &'a MoveSummary>) -> Accuracy {
         total: deviation(0),
         downtime: deviation(1),
         wire_bytes: deviation(2),
-        pause_fixed_ms: Some(pauses).filter(|pauses| pauses.len() >= MOVES_MIN).map(median),
+        pause_fixed_ms: Some(pauses)
+            .filter(|pauses| pauses.len() >= MOVES_MIN)
+            .and_then(Deviation::of)
+            .map(|pauses| pauses.median),
     }
 }
 
@@ -58,11 +61,6 @@ fn pause_fixed_ms(summary: &MoveSummary) -> Option<f64> {
     let Prediction { downtime_ms, pause_fixed_ms, .. } = summary.predicted;
     // Records of earlier versions do not say what was taken for granted.
     (pause_fixed_ms > 0.0 && downtime_ms > 0.0).then_some(summary.downtime.source_ms - (downtime_ms - pause_fixed_ms))
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// Relative errors of total time, downtime and bytes.

@@ -22,3 +22,9 @@ pub(crate) use driver::{Driver, now_ns};
 pub use io_apic::{IO_APIC_PINS, IoApic};
 pub use local_apic::{LOCAL_APIC_BYTES, LocalApic, Pin, Sent};
 pub use message::{Delivery, Destination, EVERYBODY, Message, Trigger};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

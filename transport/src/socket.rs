@@ -21,7 +21,7 @@ use std::{
 };
 
 /// Most payload bytes of one send: 65,535 less IP and UDP headers.
-const TRAIN_BYTES_MAX: usize = 65_507;
+pub(crate) const TRAIN_BYTES_MAX: usize = 65_507;
 
 struct SplittingSocket {
     inner: Arc<dyn AsyncUdpSocket>,

@@ -2,9 +2,9 @@
 //!
 //! No two locks are held at once: a processor that sends lets go of its own APIC first.
 
-use super::{Delivery, IO_APIC_PINS, IoApic, LocalApic, Message, Sent};
+use super::{Delivery, IO_APIC_PINS, IoApic, LocalApic, Message, Sent, lock};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 /// Wakes a vCPU, or makes it leave the guest.
 pub(crate) type Kick = Box<dyn Fn(usize) + Send + Sync>;
@@ -67,10 +67,6 @@ pub(crate) struct UserInterrupts {
     /// Whose turn it is among those that are equally busy.
     turn: AtomicUsize,
     kick: OnceLock<Kick>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl UserInterrupts {

@@ -9,7 +9,7 @@ const MESSAGE_BYTES_MAX: usize = 256 << 10;
 /// Longest saved state of a machine, in bytes: 64 vCPUs with AMX state and every device stay below 2 MiB.
 pub const STATE_BYTES_MAX: usize = 16 << 20;
 /// Before each message, its own not included.
-const LENGTH_BYTES: usize = 4;
+pub(super) const LENGTH_BYTES: usize = 4;
 /// Control goes before anything else of its connection.
 const PRIORITY_CONTROL: i32 = 100;
 const PRIORITY_STATE: i32 = 50;

@@ -2,7 +2,7 @@
 
 use crate::{
     ExpectedPeer,
-    session::{LaneKind, MoveTicket, Opening, target::is_expected},
+    session::{LaneKind, MoveTicket, Opening, control::LENGTH_BYTES, target::is_expected},
 };
 use quinn_proto::{Connection, Dir, ReadError, StreamId};
 use std::{
@@ -10,8 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Before an opening, its own not included.
-const LENGTH_BYTES: usize = 4;
 /// Longest opening, in bytes: a ticket and a lane.
 const OPENING_BYTES_MAX: usize = 64;
 

@@ -13,8 +13,6 @@ use std::{
 const MESSAGES: usize = 8;
 /// Longest message the kernel gives: a train is as long as one packet may be.
 const MESSAGE_BYTES: usize = 1 << 16;
-/// Most payload bytes of one send, see [`crate::socket`].
-const TRAIN_BYTES_MAX: usize = 65_507;
 /// Most datagrams of one send, as many as quinn's own driver sends.
 const TRAIN_DATAGRAMS_MAX: usize = 10;
 
@@ -45,7 +43,7 @@ impl LaneSocket {
 
     /// Datagrams of `mtu` bytes that one send may carry.
     pub(super) fn train(&self, mtu: u16) -> usize {
-        let fit = TRAIN_BYTES_MAX / usize::from(mtu).max(1);
+        let fit = crate::socket::TRAIN_BYTES_MAX / usize::from(mtu).max(1);
         self.state.max_gso_segments().min(TRAIN_DATAGRAMS_MAX).min(fit).max(1)
     }
 

@@ -167,6 +167,15 @@ async fn all_pages_come(burst: u64, loss: u64) {
     assert!(loss == 0 || figures.lost_packets > 0, "{figures:?}");
 }
 
+/// A lane, open at both ends.
+async fn open(ticket: &MoveTicket) -> (DemandLane, DemandServer) {
+    let world = world();
+    let (lane, opened, address) = listen(&world, ticket, tuning());
+    let server = dial(&world.source, ticket, LaneKind::Demand, address, tuning()).await.unwrap();
+    opened.await.unwrap().unwrap();
+    (lane, server)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_come_one_by_one() {
     all_pages_come(1, 0).await;
@@ -260,10 +269,8 @@ async fn a_peer_that_vanishes_is_noticed_and_one_that_is_only_quiet_is_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lane_that_is_dropped_ends_at_both_ends() {
-    let (world, ticket) = (world(), MoveTicket::random());
-    let (lane, opened, address) = listen(&world, &ticket, tuning());
-    let server = dial(&world.source, &ticket, LaneKind::Demand, address, tuning()).await.unwrap();
-    opened.await.unwrap().unwrap();
+    let ticket = MoveTicket::random();
+    let (lane, server) = open(&ticket).await;
     let (sender, queue) = demand_queue().unwrap();
     let memory = memory();
     lane.follow(Box::new(queue), FrameDecoder::new(PageHasher::new(&ticket)), Arc::clone(&memory) as _);
@@ -279,10 +286,8 @@ async fn a_lane_that_is_dropped_ends_at_both_ends() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_asked_for_before_anybody_answers_is_answered() {
-    let (world, ticket) = (world(), MoveTicket::random());
-    let (lane, opened, address) = listen(&world, &ticket, tuning());
-    let server = dial(&world.source, &ticket, LaneKind::Demand, address, tuning()).await.unwrap();
-    opened.await.unwrap().unwrap();
+    let ticket = MoveTicket::random();
+    let (lane, server) = open(&ticket).await;
     let (sender, queue) = demand_queue().unwrap();
     sender.ask(7);
     let memory = memory();
@@ -295,10 +300,8 @@ async fn what_was_asked_for_before_anybody_answers_is_answered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_asks_for_what_there_is_not_gets_nothing_and_the_next_answer() {
-    let (world, ticket) = (world(), MoveTicket::random());
-    let (lane, opened, address) = listen(&world, &ticket, tuning());
-    let server = dial(&world.source, &ticket, LaneKind::Demand, address, tuning()).await.unwrap();
-    opened.await.unwrap().unwrap();
+    let ticket = MoveTicket::random();
+    let (lane, server) = open(&ticket).await;
     let (sender, queue) = demand_queue().unwrap();
     let memory = memory();
     lane.follow(Box::new(queue), FrameDecoder::new(PageHasher::new(&ticket)), Arc::clone(&memory) as _);
@@ -311,10 +314,8 @@ async fn a_target_that_asks_for_what_there_is_not_gets_nothing_and_the_next_answ
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_sends_no_frames_loses_the_lane() {
-    let (world, ticket) = (world(), MoveTicket::random());
-    let (lane, opened, address) = listen(&world, &ticket, tuning());
-    let server = dial(&world.source, &ticket, LaneKind::Demand, address, tuning()).await.unwrap();
-    opened.await.unwrap().unwrap();
+    let ticket = MoveTicket::random();
+    let (lane, server) = open(&ticket).await;
     let (sender, queue) = demand_queue().unwrap();
     lane.follow(Box::new(queue), FrameDecoder::new(PageHasher::new(&ticket)), memory() as _);
     sender.ask(3);
