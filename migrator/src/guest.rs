@@ -43,9 +43,15 @@ pub trait SourceMachine: GuestPages + 'static {
     ///
     /// # Errors
     /// When this machine cannot be slowed down.
-    fn throttle(&self, percent: u8) -> Result<Box<dyn Send>, GuestError> {
+    fn throttle(&self, percent: u8) -> Result<Box<dyn Slowdown>, GuestError> {
         Err(GuestError(format!("this machine cannot be slowed down by {percent} %")))
     }
+}
+
+/// A guest that is slowed down until this is dropped.
+pub trait Slowdown: Send {
+    /// From now on by `percent`, of what the guest did before it was slowed down at all.
+    fn change(&self, percent: u8);
 }
 
 /// A guest that stands still. Dropping it lets the guest go on: whatever fails before the point of no return ends so.

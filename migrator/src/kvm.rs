@@ -25,10 +25,10 @@ mod target;
 
 pub use target::KvmTarget;
 
-use crate::guest::{FrozenGuest, GuestError, GuestPages, PausedGuest, SourceMachine};
+use crate::guest::{FrozenGuest, GuestError, GuestPages, PausedGuest, Slowdown, SourceMachine};
 use std::sync::Arc;
 use vmotion_dirty_tracking::{DirtyTracker, PageBitmap};
-use vmotion_machine::{Frozen, Machine, MachineError, PauseGuard};
+use vmotion_machine::{Frozen, Machine, MachineError, PauseGuard, Throttle};
 use vmotion_model::{DirtySource, MemoryLayout, error_chain};
 
 impl From<MachineError> for GuestError {
@@ -64,8 +64,14 @@ impl SourceMachine for KvmSource {
         Ok(self.machine.pause()?)
     }
 
-    fn throttle(&self, percent: u8) -> Result<Box<dyn Send>, GuestError> {
+    fn throttle(&self, percent: u8) -> Result<Box<dyn Slowdown>, GuestError> {
         Ok(Box::new(self.machine.throttle(percent)?))
+    }
+}
+
+impl Slowdown for Throttle {
+    fn change(&self, percent: u8) {
+        Self::change(self, percent);
     }
 }
 

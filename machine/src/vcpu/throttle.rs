@@ -2,11 +2,13 @@
 //!
 //! With dirty rings it is known how many pages each vCPU writes: each may write so many in a period as its slowed share of what it wrote
 //! before, and naps when it has written more. Who does not write runs at full speed, and a guest that would catch up between two naps
-//! cannot. Without rings all vCPUs lose the same part of their time.
+//! cannot. What a vCPU writes by itself is measured once, before the first nap: a guest that is let go for a moment writes what it has
+//! missed, which says nothing about it. Without rings all vCPUs lose the same part of their time.
 
 use super::VcpuShared;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,11 +26,17 @@ const NAP_MS_MAX: u64 = 200;
 #[derive(Debug)]
 #[must_use = "dropping it ends the slowdown"]
 pub struct Throttle {
+    percent: Arc<AtomicU8>,
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Throttle {
+    /// From now on takes `percent` (1 to 99), of what each vCPU had before it was slowed down at all.
+    pub fn change(&self, percent: u8) {
+        self.percent.store(percent, Ordering::Relaxed);
+    }
+
     /// Takes `percent` (1 to 99) of their time from `vcpus` that write.
     pub(crate) fn start(
         vcpus: Vec<Arc<VcpuShared>>,
@@ -36,12 +44,14 @@ impl Throttle {
         percent: u8,
     ) -> io::Result<Self> {
         let (stop, stopped) = std::sync::mpsc::channel();
+        let percent = Arc::new(AtomicU8::new(percent));
+        let wanted = Arc::clone(&percent);
         let body = move || match rings {
-            Some(rings) => slow_writers(&vcpus, &rings, percent, &stopped),
-            None => slow_all(&vcpus, percent, &stopped),
+            Some(rings) => slow_writers(&vcpus, &rings, &wanted, &stopped),
+            None => slow_all(&vcpus, &wanted, &stopped),
         };
         let thread = std::thread::Builder::new().name("throttle".to_owned()).spawn(body)?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        Ok(Self { percent, stop: Some(stop), thread: Some(thread) })
     }
 }
 
@@ -60,14 +70,14 @@ fn goes_on(stopped: &Receiver<()>) -> bool {
     stopped.recv_timeout(Duration::from_millis(PERIOD_MS)) == Err(RecvTimeoutError::Timeout)
 }
 
-fn slow_all(vcpus: &[Arc<VcpuShared>], percent: u8, stopped: &Receiver<()>) {
-    let nap = Duration::from_millis(PERIOD_MS) * u32::from(percent.min(99)) / 100;
+fn slow_all(vcpus: &[Arc<VcpuShared>], percent: &AtomicU8, stopped: &Receiver<()>) {
     while goes_on(stopped) {
+        let nap = Duration::from_millis(PERIOD_MS) * u32::from(percent.load(Ordering::Relaxed).min(99)) / 100;
         vcpus.iter().for_each(|vcpu| vcpu.nap(nap));
     }
 }
 
-fn slow_writers(vcpus: &[Arc<VcpuShared>], rings: &RingCollector, percent: u8, stopped: &Receiver<()>) {
+fn slow_writers(vcpus: &[Arc<VcpuShared>], rings: &RingCollector, percent: &AtomicU8, stopped: &Receiver<()>) {
     let start = rings.written();
     for _ in 0..PERIODS_WATCHED {
         if !goes_on(stopped) {
@@ -75,15 +85,16 @@ fn slow_writers(vcpus: &[Arc<VcpuShared>], rings: &RingCollector, percent: u8, s
         }
     }
     let mut before = rings.written();
-    let share = f64::from(100 - percent.min(99)) / 100.0 / f64::from(PERIODS_WATCHED);
+    let periods = f64::from(PERIODS_WATCHED);
     let mut quotas: Vec<Quota> =
-        before.iter().zip(&start).map(|(now, then)| Quota::new((now - then) as f64 * share)).collect();
+        before.iter().zip(&start).map(|(now, then)| Quota::new((now - then) as f64 / periods)).collect();
     while goes_on(stopped) {
+        let share = f64::from(100 - percent.load(Ordering::Relaxed).min(99)) / 100.0;
         let now = rings.written();
         let at = Instant::now();
         for (index, vcpu) in vcpus.iter().enumerate() {
             let written = now.get(index).zip(before.get(index)).map_or(0, |(now, before)| now - before);
-            if let Some(nap) = quotas.get_mut(index).and_then(|quota| quota.spend(written as f64, at)) {
+            if let Some(nap) = quotas.get_mut(index).and_then(|quota| quota.spend(written as f64, share, at)) {
                 vcpu.nap(nap);
             }
         }
@@ -94,29 +105,30 @@ fn slow_writers(vcpus: &[Arc<VcpuShared>], rings: &RingCollector, percent: u8, s
 /// What one vCPU may write.
 #[derive(Debug)]
 struct Quota {
-    /// Pages in a period.
-    pages: f64,
-    /// Written beyond that, in pages.
+    /// Pages it writes in a period by itself.
+    own: f64,
+    /// Written beyond its share of that, in pages.
     debt: f64,
     naps_until: Option<Instant>,
 }
 
 impl Quota {
-    const fn new(pages: f64) -> Self {
-        Self { pages, debt: 0.0, naps_until: None }
+    const fn new(own: f64) -> Self {
+        Self { own, debt: 0.0, naps_until: None }
     }
 
-    /// `written` pages were written in the period that ends `now`; the nap to take for it.
-    fn spend(&mut self, written: f64, now: Instant) -> Option<Duration> {
+    /// `written` pages were written in the period that ends `now`, where `share` of its own is allowed; the nap to take for it.
+    fn spend(&mut self, written: f64, share: f64, now: Instant) -> Option<Duration> {
         // Less than a page in a period is nobody's working set.
-        if self.pages < 1.0 {
+        if self.own < 1.0 {
             return None;
         }
-        self.debt = (self.debt + written - self.pages).max(0.0);
-        if self.naps_until.is_some_and(|until| now < until) || self.debt < self.pages {
+        let allowed = self.own * share;
+        self.debt = (self.debt + written - allowed).max(0.0);
+        if self.naps_until.is_some_and(|until| now < until) || self.debt < allowed {
             return None;
         }
-        let periods = (self.debt / self.pages).min((NAP_MS_MAX / PERIOD_MS) as f64);
+        let periods = (self.debt / allowed).min((NAP_MS_MAX / PERIOD_MS) as f64);
         let nap = Duration::from_millis(PERIOD_MS).mul_f64(periods);
         self.naps_until = Some(now + nap);
         Some(nap)
@@ -127,37 +139,49 @@ impl Quota {
 mod tests {
     use super::*;
 
-    /// A vCPU that writes `rate` pages in a period when it runs, `wanted` a period on average, what it missed included.
-    fn written_in_100_periods(quota: f64, wanted: f64, rate: f64) -> f64 {
-        let mut quota = Quota::new(quota);
-        let (mut now, mut owed, mut all, mut naps_until) = (Instant::now(), 0.0, 0.0, None::<Instant>);
-        for _ in 0..100 {
-            now += Duration::from_millis(PERIOD_MS);
-            owed += wanted;
-            let napping = naps_until.is_some_and(|until| now <= until);
-            let written = if napping { 0.0 } else { f64::min(owed, rate) };
-            owed -= written;
-            all += written;
-            if let Some(nap) = quota.spend(written, now) {
-                naps_until = Some(now + nap);
+    /// A vCPU that by itself writes `own` pages in a period, up to `rate` while it catches up; what it writes in 100 periods of each share.
+    fn written(own: f64, rate: f64, shares: &[f64]) -> Vec<f64> {
+        let mut quota = Quota::new(own);
+        let (mut now, mut owed, mut naps_until) = (Instant::now(), 0.0, None::<Instant>);
+        let mut in_periods_of = |share: f64| {
+            let mut all = 0.0;
+            for _ in 0..100 {
+                now += Duration::from_millis(PERIOD_MS);
+                owed += own;
+                let napping = naps_until.is_some_and(|until| now <= until);
+                let written = if napping { 0.0 } else { f64::min(owed, rate) };
+                owed -= written;
+                all += written;
+                if let Some(nap) = quota.spend(written, share, now) {
+                    naps_until = Some(now + nap);
+                }
             }
-        }
-        all
+            all
+        };
+        shares.iter().map(|share| in_periods_of(*share)).collect()
     }
 
     #[test]
-    fn a_writer_is_held_to_its_quota_even_when_it_catches_up() {
-        let all = written_in_100_periods(20.0, 100.0, 500.0);
+    fn a_writer_is_held_to_its_share_even_when_it_catches_up() {
+        let all = written(100.0, 500.0, &[0.2])[0];
         assert!((1500.0..4500.0).contains(&all), "{all} of 10,000 pages, where 2,000 are allowed");
     }
 
     #[test]
-    fn who_stays_below_its_quota_is_left_alone() {
-        assert!((written_in_100_periods(100.0, 50.0, 500.0) - 5000.0).abs() < 1e-9);
+    fn a_writer_that_is_slowed_down_more_has_its_share_of_what_it_wrote_at_first() {
+        let all = written(400.0, 2000.0, &[0.2, 0.05]);
+        assert!((6000.0..18_000.0).contains(&all[0]), "{} of 40,000 pages, where 8,000 are allowed", all[0]);
+        assert!((1000.0..4500.0).contains(&all[1]), "{} of 40,000 pages, where 2,000 are allowed", all[1]);
+    }
+
+    #[test]
+    fn who_stays_below_its_share_is_left_alone() {
+        let mut quota = Quota::new(100.0);
+        assert!((0..100).all(|_| quota.spend(50.0, 0.6, Instant::now()).is_none()));
     }
 
     #[test]
     fn who_hardly_writes_is_no_writer() {
-        assert!(Quota::new(0.5).spend(1000.0, Instant::now()).is_none());
+        assert!(Quota::new(0.5).spend(1000.0, 0.1, Instant::now()).is_none());
     }
 }

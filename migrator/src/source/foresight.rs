@@ -11,7 +11,7 @@ use crate::{
     convergence::RoundReport,
     copy::{Counters, SharedTracker},
     forecast::{Basis, conclude},
-    guest::SourceMachine,
+    guest::{Slowdown, SourceMachine},
     plan::Plan,
 };
 use std::{
@@ -40,7 +40,7 @@ pub(super) struct Foresight<M> {
     pub(super) outlook: Option<Outlook>,
     /// Of the way that was chosen.
     pub(super) predicted: Prediction,
-    throttle: Option<Box<dyn Send>>,
+    throttle: Option<Box<dyn Slowdown>>,
     /// How much the guest was slowed down at most, in percent.
     throttled: u8,
 }
@@ -143,15 +143,18 @@ impl<M: SourceMachine> Foresight<M> {
         if percent <= self.throttled {
             return;
         }
-        self.throttle = None;
-        match self.machine.throttle(percent) {
-            Ok(throttle) => {
-                self.throttle = Some(throttle);
-                self.throttled = percent;
-                moments.event(format!("slowed down by {percent} %"));
-            }
-            Err(error) => tracing::warn!(error = %error_chain(&error), "the guest is not slowed down"),
+        match &self.throttle {
+            Some(throttle) => throttle.change(percent),
+            None => match self.machine.throttle(percent) {
+                Ok(throttle) => self.throttle = Some(throttle),
+                Err(error) => {
+                    tracing::warn!(error = %error_chain(&error), "the guest is not slowed down");
+                    return;
+                }
+            },
         }
+        self.throttled = percent;
+        moments.event(format!("slowed down by {percent} %"));
     }
 
     /// The guest runs at its full speed again, or stands still.
