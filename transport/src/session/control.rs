@@ -101,7 +101,7 @@ impl StateReceiver {
             quinn::ReadToEndError::TooLong => {
                 SessionError::Protocol(format!("the machine state is longer than {STATE_BYTES_MAX} bytes"))
             }
-            quinn::ReadToEndError::Read(error) => SessionError::Lost(error.to_string()),
+            quinn::ReadToEndError::Read(error) => error.into(),
         })
     }
 }
@@ -120,14 +120,14 @@ pub(super) async fn read_counted<T: DeserializeOwned>(
     match stream.read_exact(&mut length).await {
         Ok(()) => {}
         Err(quinn::ReadExactError::FinishedEarly(0)) => return Ok(None),
-        Err(error) => return Err(SessionError::Lost(error.to_string())),
+        Err(error) => return Err(error.into()),
     }
     let length = u32::from_le_bytes(length) as usize;
     if length > MESSAGE_BYTES_MAX {
         return Err(SessionError::Protocol(format!("a control message announces {length} bytes")));
     }
     let mut body = vec![0; length];
-    stream.read_exact(&mut body).await.map_err(|error| SessionError::Lost(error.to_string()))?;
+    stream.read_exact(&mut body).await?;
     let message = postcard::from_bytes(&body).map_err(|error| SessionError::Protocol(error.to_string()))?;
     Ok(Some((message, (LENGTH_BYTES + length) as u64)))
 }

@@ -107,7 +107,7 @@ impl FlowReceiver {
             tokio::select! {
                 biased;
                 count = self.stream.read_chunks(&mut chunks) => {
-                    let Some(count) = count.map_err(|error| SessionError::Lost(error.to_string()))? else { break };
+                    let Some(count) = count? else { break };
                     for chunk in &mut chunks[..count] {
                         let bytes = std::mem::take(chunk);
                         let at = self.position;

@@ -172,6 +172,25 @@ impl From<quinn::ConnectionError> for SessionError {
 
 impl From<quinn::WriteError> for SessionError {
     fn from(error: quinn::WriteError) -> Self {
-        Self::Lost(error.to_string())
+        Self::of(&error)
+    }
+}
+
+impl From<quinn::ReadError> for SessionError {
+    fn from(error: quinn::ReadError) -> Self {
+        Self::of(&error)
+    }
+}
+
+impl From<quinn::ReadExactError> for SessionError {
+    fn from(error: quinn::ReadExactError) -> Self {
+        Self::of(&error)
+    }
+}
+
+impl SessionError {
+    /// What a stream says of a lost connection is only that it is lost: why is the error behind it.
+    fn of(error: &dyn std::error::Error) -> Self {
+        Self::Lost(vmotion_model::error_chain(error))
     }
 }
