@@ -69,7 +69,7 @@ impl Arguments {
             },
         };
         let console = ConsoleConfig { log: self.one.get("log").map(Into::into), start_offset: 0 };
-        Ok(MachineConfig { spec, console })
+        Ok(MachineConfig { spec, console, part: None })
     }
 }
 

@@ -1,6 +1,7 @@
 //! From an address to the device behind it. Built once, then read-only: vCPU threads look up without a lock.
 
 use crate::devices::Device;
+use crate::part::{Elsewhere, Space};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -47,6 +48,40 @@ impl Bus {
     pub(crate) fn write(&self, address: u64, data: &[u8]) {
         if let Some((device, offset)) = self.find(address) {
             device.write(offset, data);
+        }
+    }
+}
+
+/// All devices of a machine, wherever they are.
+#[derive(Default)]
+pub(crate) struct Buses {
+    pub(crate) ports: Bus,
+    pub(crate) memory: Bus,
+    /// Where they are not here.
+    pub(crate) elsewhere: Option<Arc<dyn Elsewhere>>,
+}
+
+impl Buses {
+    const fn of(&self, space: Space) -> &Bus {
+        match space {
+            Space::Ports => &self.ports,
+            Space::Memory => &self.memory,
+        }
+    }
+
+    /// `vcpu` reads.
+    pub(crate) fn read(&self, vcpu: u8, space: Space, address: u64, data: &mut [u8]) {
+        match &self.elsewhere {
+            Some(elsewhere) => elsewhere.read(vcpu, space, address, data),
+            None => self.of(space).read(address, data),
+        }
+    }
+
+    /// `vcpu` writes.
+    pub(crate) fn write(&self, vcpu: u8, space: Space, address: u64, data: &[u8]) {
+        match &self.elsewhere {
+            Some(elsewhere) => elsewhere.write(vcpu, space, address, data),
+            None => self.of(space).write(address, data),
         }
     }
 }

@@ -20,6 +20,8 @@ pub(crate) struct TscShift {
     target_host_tsc: u64,
     target_host_khz: u32,
     elapsed_ns: u64,
+    /// Only offsets will do: a TSC that is set by value would be late.
+    exact: bool,
 }
 
 fn wall_clock_ns() -> u64 {
@@ -52,6 +54,7 @@ pub(crate) fn restore(vm: &VmFd, state: &ClockState, host_tsc_khz: u32) -> Resul
         target_host_tsc: vmotion_sys::tsc::host_tsc(),
         target_host_khz: host_tsc_khz,
         elapsed_ns,
+        exact: false,
     };
     let clock = kvm_clock_data { clock: clock.clock.saturating_add(elapsed_ns), ..Default::default() };
     vm.set_clock(&clock).map_err(MachineError::kvm("set the clock"))?;
@@ -67,6 +70,24 @@ fn scale(value: u64, numerator: u64, denominator: u64) -> u64 {
 }
 
 impl TscShift {
+    /// Of a vCPU that goes to another part of its machine, whose TSCs all show the same: `ticks` are what this host's TSC is behind the other's,
+    /// in ticks of `host_khz`, at any one moment.
+    pub(crate) const fn between_parts(ticks: u64, host_khz: u32) -> Self {
+        let (source_host_khz, target_host_khz) = (host_khz, host_khz);
+        Self {
+            source_host_tsc: ticks,
+            source_host_khz,
+            target_host_tsc: 0,
+            target_host_khz,
+            elapsed_ns: 0,
+            exact: true,
+        }
+    }
+
+    pub(crate) const fn is_exact(&self) -> bool {
+        self.exact
+    }
+
     /// Guest TSC ticks of `guest_khz` that passed since the save.
     fn elapsed_ticks(&self, guest_khz: u32) -> u64 {
         scale(self.elapsed_ns, u64::from(guest_khz), 1_000_000)
@@ -104,6 +125,7 @@ mod tests {
         target_host_tsc: 900,
         target_host_khz: 2_000_000,
         elapsed_ns: 1_500,
+        exact: false,
     };
 
     #[test]
@@ -118,6 +140,13 @@ mod tests {
     fn offsets_between_vcpus_are_kept() {
         let (one, two) = (SHIFT.target(1_000, 2_000_000), SHIFT.target(1_700, 2_000_000));
         assert_eq!(two.offset - one.offset, 700);
+    }
+
+    #[test]
+    fn a_vcpu_on_another_part_shows_the_same() {
+        // At one moment this host's TSC shows 300 where the other's shows 1,000.
+        let target = TscShift::between_parts(700, 2_000_000).target(50, 2_000_000);
+        assert_eq!(target.offset + 300, 50 + 1_000);
     }
 
     #[test]

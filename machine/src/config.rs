@@ -1,5 +1,6 @@
 //! What a machine is built from.
 
+use crate::Part;
 use std::path::PathBuf;
 use vmotion_model::MachineSpec;
 
@@ -10,6 +11,8 @@ pub struct MachineConfig {
     pub spec: MachineSpec,
     /// Where its console goes.
     pub console: ConsoleConfig,
+    /// Which part of it is to be here; `None`: all of it.
+    pub part: Option<Part>,
 }
 
 /// Where console output goes besides memory.

@@ -220,6 +220,15 @@ pub(crate) trait ConsoleInput: Send + Sync {
     fn push_input(&self, bytes: &[u8]) -> usize;
 }
 
+/// Where there is no serial port.
+pub(crate) struct NoInput;
+
+impl ConsoleInput for NoInput {
+    fn push_input(&self, _: &[u8]) -> usize {
+        0
+    }
+}
+
 /// A machine's console: read output by offset, push input. Cheap to clone, safe to keep after the machine is gone.
 #[derive(Clone)]
 pub struct ConsoleHandle {

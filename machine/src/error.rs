@@ -110,6 +110,26 @@ pub enum MachineError {
         /// What was asked.
         action: &'static str,
     },
+    /// A machine whose parts are on several hosts cannot have this.
+    #[error("A machine on several hosts cannot have {what} {value}: {hint}")]
+    NotPartible {
+        /// Which field of its spec.
+        what: &'static str,
+        /// Its value.
+        value: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A vCPU is not where it was looked for.
+    #[error("vCPU {vcpu} is {place}, which does not allow to {action}")]
+    WrongVcpu {
+        /// Which.
+        vcpu: u8,
+        /// Where it is.
+        place: &'static str,
+        /// What was asked.
+        action: &'static str,
+    },
     /// The machine was created for another dirty-tracking source.
     #[error("Dirty tracking by {asked:?} is not possible, the machine was created with {created:?}")]
     DirtySource {

@@ -20,7 +20,7 @@ mod message;
 pub(crate) use controller::{Slot, UserInterrupts};
 pub(crate) use driver::{Driver, now_ns};
 pub use io_apic::{IO_APIC_PINS, IoApic};
-pub use local_apic::{LOCAL_APIC_BYTES, LocalApic, Pin, Sent};
+pub use local_apic::{Addressing, LOCAL_APIC_BYTES, LocalApic, Pin, Sent};
 pub use message::{Delivery, Destination, EVERYBODY, Message, Trigger};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,6 +1,7 @@
 //! The machine: its parts put together, and its life from boot or prepare to stop.
 
 mod build;
+mod parts;
 mod pause;
 mod snapshot;
 
@@ -101,6 +102,8 @@ pub(crate) struct Inner {
     /// Where they are not KVM's: has a thread that stops with the machine.
     interrupts: Option<Arc<Driver>>,
     spec: MachineSpec,
+    /// The machine has other parts.
+    is_part: bool,
     cpu: CpuModel,
     host_tsc_khz: u32,
 }
@@ -178,11 +181,24 @@ impl Machine {
     /// # Errors
     /// [`MachineError`] says what is wrong with the host, the spec or a file; nothing is left behind.
     pub fn boot(config: &MachineConfig) -> Result<Self, MachineError> {
-        let inner = build::build(config)?;
-        inner.ram.decline_huge_pages();
-        build::load(&inner)?;
-        *inner.phase() = Phase::Ready;
-        Ok(Self { inner: Arc::new(inner) })
+        let machine = Self::prepare(config)?;
+        machine.load()?;
+        Ok(machine)
+    }
+
+    /// Loads the kernel into a machine that was built without contents. Nothing runs until [`Self::resume`].
+    ///
+    /// # Errors
+    /// [`MachineError::WrongState`] when it has contents; others say what is wrong with a file.
+    pub fn load(&self) -> Result<(), MachineError> {
+        let mut phase = self.inner.phase();
+        if *phase != Phase::Prepared {
+            return Err(MachineError::WrongState { state: phase.name(), action: "load a kernel" });
+        }
+        self.inner.ram.decline_huge_pages();
+        build::load(&self.inner)?;
+        *phase = Phase::Ready;
+        Ok(())
     }
 
     /// Builds the machine without contents, as the target of a move or a restore: vCPU threads are parked, devices

@@ -69,13 +69,15 @@ pub(crate) struct VcpuParts {
     pub(crate) context: Arc<RunContext>,
     /// Where the interrupt controllers are not KVM's.
     pub(crate) user: Option<UserSide>,
+    /// It belongs to this part of the machine.
+    pub(crate) here: bool,
 }
 
 impl Vcpu {
     /// Starts the thread, parked.
     pub(crate) fn start(parts: VcpuParts) -> Result<Self, MachineError> {
         let id = parts.id;
-        let shared = Arc::new(VcpuShared::new(&parts.fd, parts.user.is_some())?);
+        let shared = Arc::new(VcpuShared::new(&parts.fd, parts.user.is_some(), parts.here)?);
         let (commands, receiver) = sync_channel(COMMANDS_MAX);
         let mut thread = VcpuThread::new(parts, Arc::clone(&shared));
         let body = move || thread.serve(&receiver);

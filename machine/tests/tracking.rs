@@ -22,7 +22,7 @@ impl Tiny {
     fn boot(source: DirtySource) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let spec = spec(write_elf(directory.path()), 1, 32, source, "");
-        let machine = Machine::boot(&MachineConfig { spec, console: ConsoleConfig::default() }).unwrap();
+        let machine = Machine::boot(&MachineConfig { spec, console: ConsoleConfig::default(), part: None }).unwrap();
         machine.resume().unwrap();
         let total = machine.memory().total_pages();
         Self { machine, watcher: Watcher::default(), total, _directory: directory }

@@ -238,7 +238,7 @@ impl Bench {
 }
 
 fn config(spec: &MachineSpec) -> MachineConfig {
-    MachineConfig { spec: spec.clone(), console: ConsoleConfig::default() }
+    MachineConfig { spec: spec.clone(), console: ConsoleConfig::default(), part: None }
 }
 
 fn show(summary: &MoveSummary) {

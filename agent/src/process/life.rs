@@ -128,6 +128,7 @@ fn build(directory: &MachineDirectory, launch: &Launch) -> Result<Life, String> 
     let config = MachineConfig {
         spec: launch.spec.clone(),
         console: ConsoleConfig { log: Some(directory.console_log()), start_offset: 0 },
+        part: None,
     };
     let boots = matches!(launch.purpose, Purpose::Start { from: None });
     let machine = if boots { Machine::boot(&config) } else { Machine::prepare(&config) };

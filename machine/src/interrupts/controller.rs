@@ -1,13 +1,31 @@
 //! All local APICs and the I/O APIC of a machine, and the messages between them.
 //!
+//! Of a vCPU that is on another host the APIC here is only asked whether an interrupt is for it: what it is found by is told by the host that
+//! has it. The interrupt then goes there, by name, and whoever gets one for a vCPU that has gone on sends it after it.
+//!
 //! No two locks are held at once: a processor that sends lets go of its own APIC first.
 
-use super::{Delivery, IO_APIC_PINS, IoApic, LocalApic, Message, Sent, lock};
+use super::{Addressing, Delivery, IO_APIC_PINS, IoApic, LocalApic, Message, Sent, lock};
+use crate::boot::map;
+use crate::part::{Elsewhere, Part};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
+/// Bytes of the I/O APIC's registers.
+const IO_APIC_BYTES: u64 = 0x100;
+
 /// Wakes a vCPU, or makes it leave the guest.
 pub(crate) type Kick = Box<dyn Fn(usize) + Send + Sync>;
+
+/// Where a vCPU is, seen from here.
+#[derive(Debug)]
+pub(crate) enum Presence {
+    Here,
+    /// On its way: what arrives waits until it is here.
+    Coming(Vec<Message>),
+    Elsewhere,
+}
 
 /// What has arrived at one vCPU.
 #[derive(Debug)]
@@ -18,6 +36,7 @@ pub(crate) struct Slot {
     init: bool,
     /// The page to start at.
     start: Option<u8>,
+    presence: Presence,
 }
 
 /// INIT and SIPI as they are to be carried out, in this order. A SIPI that came before the INIT is not there any more.
@@ -29,8 +48,8 @@ pub(crate) struct Restart {
 }
 
 impl Slot {
-    fn new(id: u8) -> Self {
-        Self { apic: LocalApic::new(id), non_maskable: false, init: false, start: None }
+    fn new(id: u8, presence: Presence) -> Self {
+        Self { apic: LocalApic::new(id), non_maskable: false, init: false, start: None, presence }
     }
 
     /// Does an INIT or a SIPI wait?
@@ -64,17 +83,26 @@ impl Slot {
 pub(crate) struct UserInterrupts {
     slots: Vec<Mutex<Slot>>,
     io_apic: Mutex<IoApic>,
+    /// The other parts of the machine, when this is only one; whether the I/O APIC is here.
+    elsewhere: Option<Arc<dyn Elsewhere>>,
+    has_io_apic: bool,
     /// Whose turn it is among those that are equally busy.
     turn: AtomicUsize,
     kick: OnceLock<Kick>,
 }
 
 impl UserInterrupts {
-    /// Those of a machine after power-up, with `cpus` vCPUs.
-    pub(crate) fn new(cpus: u8) -> Self {
+    /// Those of a machine after power-up, with `cpus` vCPUs; or of a part of it.
+    pub(crate) fn new(cpus: u8, part: Option<&Part>) -> Self {
+        let presence = |id| match part {
+            Some(part) if !part.vcpus.contains(id) => Presence::Elsewhere,
+            _ => Presence::Here,
+        };
         Self {
-            slots: (0..cpus).map(|id| Mutex::new(Slot::new(id))).collect(),
+            slots: (0..cpus).map(|id| Mutex::new(Slot::new(id, presence(id)))).collect(),
             io_apic: Mutex::default(),
+            elsewhere: part.map(|part| Arc::clone(&part.elsewhere)),
+            has_io_apic: part.is_none_or(|part| part.devices),
             turn: AtomicUsize::new(0),
             kick: OnceLock::new(),
         }
@@ -121,9 +149,11 @@ impl UserInterrupts {
     /// The guest writes to its local APIC.
     pub(crate) fn write_local(&self, vcpu: usize, offset: u64, value: u32, now_ns: u64) {
         let mut slot = self.slot(vcpu);
+        let before = slot.apic.addressing();
         let sent = slot.apic.write(offset, value, now_ns);
-        let id = slot.apic.id();
+        let (id, after) = (slot.apic.id(), slot.apic.addressing());
         drop(slot);
+        self.tell_addressing(vcpu, before, after);
         match sent {
             Some(Sent::Message(message)) => self.deliver(message, Some(id), Some(vcpu)),
             Some(Sent::EndOfInterrupt(vector)) => self.end_of_interrupt(vector),
@@ -139,7 +169,35 @@ impl UserInterrupts {
         }
     }
 
-    fn end_of_interrupt(&self, vector: u8) {
+    /// Where in the I/O APIC `address` is; `None`: not there, or it is not here.
+    fn io_offset(&self, address: u64) -> Option<u64> {
+        let offset = address.checked_sub(u64::from(map::IOAPIC)).filter(|offset| *offset < IO_APIC_BYTES);
+        offset.filter(|_| self.has_io_apic)
+    }
+
+    /// A processor reads the I/O APIC; false when it is not at `address`, or not here.
+    pub(crate) fn read_io_at(&self, address: u64, data: &mut [u8]) -> bool {
+        let Some(offset) = self.io_offset(address) else { return false };
+        let bytes = self.io_apic().read(offset).to_le_bytes();
+        data.fill(0);
+        data.iter_mut().zip(bytes).for_each(|(byte, value)| *byte = value);
+        true
+    }
+
+    /// A processor writes the I/O APIC; false when it is not at `address`, or not here. As in KVM, only whole registers can be written.
+    pub(crate) fn write_io_at(&self, address: u64, data: &[u8]) -> bool {
+        let Some(offset) = self.io_offset(address) else { return false };
+        if let Ok(bytes) = data.try_into() {
+            self.write_io(offset, u32::from_le_bytes(bytes));
+        }
+        true
+    }
+
+    /// A level-triggered interrupt is over, here or elsewhere.
+    pub(crate) fn end_of_interrupt(&self, vector: u8) {
+        if let Some(elsewhere) = self.elsewhere.as_ref().filter(|_| !self.has_io_apic) {
+            return elsewhere.end_of_interrupt(vector);
+        }
         let messages: Vec<Message> = self.io_apic().end_of_interrupt(vector).collect();
         messages.into_iter().for_each(|message| self.deliver(message, None, None));
     }
@@ -149,18 +207,82 @@ impl UserInterrupts {
     fn deliver(&self, message: Message, sender: Option<u8>, on: Option<usize>) {
         if message.delivery == Delivery::LowestPriority {
             if let Some(vcpu) = self.least_busy(&message, sender) {
-                self.slot(vcpu).arrive(message);
-                self.kick_unless(vcpu, on);
+                self.bring(vcpu, self.slot(vcpu), message, on);
             }
             return;
         }
         for vcpu in 0..self.slots.len() {
-            let mut slot = self.slot(vcpu);
+            let slot = self.slot(vcpu);
             if slot.apic.is_for(message.destination, sender) {
+                self.bring(vcpu, slot, message, on);
+            }
+        }
+    }
+
+    /// An interrupt for `vcpu`, which exists, comes from another host.
+    pub(crate) fn arrive(&self, vcpu: usize, message: Message) {
+        self.bring(vcpu, self.slot(vcpu), message, None);
+    }
+
+    fn bring(&self, vcpu: usize, mut slot: MutexGuard<'_, Slot>, message: Message, on: Option<usize>) {
+        match &mut slot.presence {
+            Presence::Here => {
+                let before = slot.apic.addressing();
                 slot.arrive(message);
+                let after = slot.apic.addressing();
                 drop(slot);
+                self.tell_addressing(vcpu, before, after);
                 self.kick_unless(vcpu, on);
             }
+            Presence::Coming(waiting) => waiting.push(message),
+            Presence::Elsewhere => {
+                drop(slot);
+                if let Some(elsewhere) = &self.elsewhere {
+                    elsewhere.interrupt(name(vcpu), message);
+                }
+            }
+        }
+    }
+
+    fn tell_addressing(&self, vcpu: usize, before: Addressing, after: Addressing) {
+        if let Some(elsewhere) = self.elsewhere.as_ref().filter(|_| before != after) {
+            elsewhere.addressing(name(vcpu), after);
+        }
+    }
+
+    /// Another host says what interrupts find `vcpu` by.
+    pub(crate) fn set_addressing(&self, vcpu: usize, addressing: Addressing) {
+        let mut slot = self.slot(vcpu);
+        // What it says of a vCPU that has come here since is old.
+        if !matches!(slot.presence, Presence::Here) {
+            slot.apic.set_addressing(addressing);
+        }
+    }
+
+    /// From now on `vcpu` is not here: what arrives for it goes elsewhere. What has arrived stays, and is saved with it.
+    pub(crate) fn leave(&self, vcpu: usize) {
+        self.slot(vcpu).presence = Presence::Elsewhere;
+    }
+
+    /// From now on what arrives for `vcpu` waits for it.
+    pub(crate) fn expect(&self, vcpu: usize) {
+        let mut slot = self.slot(vcpu);
+        if matches!(slot.presence, Presence::Elsewhere) {
+            (slot.non_maskable, slot.init, slot.start) = (false, false, None);
+            slot.presence = Presence::Coming(Vec::new());
+        }
+    }
+
+    /// `vcpu` has come, with what had arrived before; the rest follows.
+    pub(crate) fn come(&self, vcpu: usize) {
+        let mut slot = self.slot(vcpu);
+        if let Presence::Coming(waiting) = std::mem::replace(&mut slot.presence, Presence::Here) {
+            waiting.into_iter().for_each(|message| slot.arrive(message));
+        }
+        let addressing = slot.apic.addressing();
+        drop(slot);
+        if let Some(elsewhere) = &self.elsewhere {
+            elsewhere.addressing(name(vcpu), addressing);
         }
     }
 
@@ -170,19 +292,26 @@ impl UserInterrupts {
         }
     }
 
-    /// Of those that take interrupts, the one that does the least important; among equals they take turns.
+    /// Of those that take interrupts, the one that does the least important; among equals they take turns. One that is here before all
+    /// others: of these it is not known what they do, and they are far.
     fn least_busy(&self, message: &Message, sender: Option<u8>) -> Option<usize> {
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
         let count = self.slots.len();
         let priority = |vcpu: &usize| {
             let slot = self.slot(*vcpu);
             let apic = &slot.apic;
-            (apic.is_enabled() && apic.is_for(message.destination, sender)).then(|| apic.processor_priority())
+            let is_far = !matches!(slot.presence, Presence::Here);
+            (apic.is_enabled() && apic.is_for(message.destination, sender)).then(|| (is_far, apic.processor_priority()))
         };
         let candidates = (0..count).map(|step| first.wrapping_add(step) % count);
         let candidates = candidates.filter_map(|vcpu| priority(&vcpu).map(|priority| (priority, vcpu)));
         candidates.min_by_key(|(priority, _)| *priority).map(|(_, vcpu)| vcpu)
     }
+}
+
+/// vCPUs are numbered in 8 bits: there are no more.
+fn name(vcpu: usize) -> u8 {
+    u8::try_from(vcpu).unwrap_or(u8::MAX)
 }
 
 #[cfg(test)]

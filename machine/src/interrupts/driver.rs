@@ -3,7 +3,7 @@
 //! A vCPU that is halted waits for its own timer.
 
 use super::{UserInterrupts, lock};
-use crate::MachineError;
+use crate::{MachineError, Part};
 use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
     timerfd_settime,
@@ -50,13 +50,13 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// For a machine with `cpus` vCPUs, after power-up.
-    pub(crate) fn new(cpus: u8) -> Result<Arc<Self>, MachineError> {
+    /// For a machine with `cpus` vCPUs, or a part of it, after power-up.
+    pub(crate) fn new(cpus: u8, part: Option<&Part>) -> Result<Arc<Self>, MachineError> {
         let alarm = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK);
         let alarm = alarm.map_err(|error| MachineError::sys("create a timer")(error.into()))?;
         let end = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let driver = Self {
-            controller: UserInterrupts::new(cpus),
+            controller: UserInterrupts::new(cpus, part),
             lines: Mutex::default(),
             timers: Mutex::new(Timers { due: vec![NEVER; usize::from(cpus)], armed: NEVER }),
             alarm,
@@ -199,7 +199,7 @@ mod tests {
     const ENTRY: [(u64, u32); 4] = [(0, 0x19), (0x10, 1 << 24), (0, 0x18), (0x10, 0x51)];
 
     fn driver() -> (Arc<Driver>, Receiver<usize>) {
-        let driver = Driver::new(2).unwrap();
+        let driver = Driver::new(2, None).unwrap();
         driver.controller().write_local(1, 0xf0, 0x1ff, 0);
         ENTRY.into_iter().for_each(|(offset, value)| driver.controller().write_io(offset, value));
         let (kick, kicked) = channel();

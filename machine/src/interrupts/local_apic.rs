@@ -11,6 +11,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "registers are taken apart by truncation")]
 
 use super::message::{Delivery, Destination, EVERYBODY, Message, Trigger};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Registers, by their offset in 16 bytes.
@@ -90,6 +91,19 @@ pub enum Pin {
     One,
 }
 
+/// What of a local APIC decides whether an interrupt is for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Addressing {
+    /// What [`Destination::Physical`] names.
+    pub id: u8,
+    /// The logical destination register.
+    pub logical: u32,
+    /// The destination format register.
+    pub format: u32,
+    /// It takes interrupts.
+    pub is_enabled: bool,
+}
+
 /// A local APIC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalApic {
@@ -132,6 +146,26 @@ impl LocalApic {
     #[must_use]
     pub const fn id(&self) -> u8 {
         (self.registers[register::ID] >> 24) as u8
+    }
+
+    /// What interrupts find it by.
+    #[must_use]
+    pub const fn addressing(&self) -> Addressing {
+        Addressing {
+            id: self.id(),
+            logical: self.registers[register::LOGICAL_DESTINATION],
+            format: self.registers[register::DESTINATION_FORMAT],
+            is_enabled: self.is_enabled(),
+        }
+    }
+
+    /// Becomes what stands for an APIC that is elsewhere: found by the same.
+    pub fn set_addressing(&mut self, addressing: Addressing) {
+        let Addressing { id, logical, format, is_enabled } = addressing;
+        self.registers[register::ID] = u32::from(id) << 24;
+        self.registers[register::LOGICAL_DESTINATION] = logical & 0xff00_0000;
+        self.registers[register::DESTINATION_FORMAT] = format | 0x0fff_ffff;
+        self.registers[register::SPURIOUS] = 0xff | if is_enabled { SOFTWARE_ENABLE } else { 0 };
     }
 
     /// Does it take interrupts? INIT, NMI and SIPI are taken anyway.

@@ -2,16 +2,17 @@
 
 use super::{Inner, Phase};
 use crate::boot::{self, MmioPlace, map};
-use crate::bus::Bus;
-use crate::console::{Console, ConsoleInput};
+use crate::bus::{Bus, Buses};
+use crate::console::{Console, ConsoleInput, NoInput};
 use crate::devices::virtio::{Backend, Block, Entropy, MMIO_BYTES, NOTIFY_OFFSET, Transport};
 use crate::devices::{Device, Rtc, SerialPort, ShutdownPorts, ShutdownSink};
 use crate::host;
 use crate::interrupts::Driver;
 use crate::memory::GuestRam;
+use crate::part::Elsewhere;
 use crate::vcpu::{Command, Exits, MsrPlan, ParkedCount, RunContext, UserSide, Vcpu, VcpuParts, ask_all, cpuid};
 use crate::vm::{Vm, open_kvm};
-use crate::{ConsoleHandle, MachineConfig, MachineError};
+use crate::{ConsoleHandle, MachineConfig, MachineError, Part};
 use kvm_bindings::CpuId;
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuFd};
 use std::sync::atomic::AtomicUsize;
@@ -23,9 +24,8 @@ use vmotion_model::{InterruptController, MachineSpec, MemoryLayout};
 /// Devices, and the buses they sit on.
 struct Devices {
     all: Vec<Arc<dyn Device>>,
-    ports: Bus,
-    mmio: Bus,
-    serial: Arc<SerialPort>,
+    buses: Buses,
+    input: Arc<dyn ConsoleInput>,
     places: Vec<MmioPlace>,
 }
 
@@ -39,13 +39,19 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
     let ram = Arc::new(GuestRam::new(layout, spec.backing)?);
     let interrupts = match spec.interrupts {
         InterruptController::Kernel => None,
-        InterruptController::User => Some(Driver::new(spec.cpus)?),
+        InterruptController::User => Some(Driver::new(spec.cpus, config.part.as_ref())?),
     };
+    if config.part.is_some() && interrupts.is_none() {
+        return Err(MachineError::NotPartible { what: "interrupts", value: "kernel", hint: "use interrupts user" });
+    }
     let vm = Arc::new(Vm::new(&kvm, Arc::clone(&ram), spec.dirty_source, interrupts.clone())?);
     let (console, flusher) = Console::start(&config.console)?;
     let exits = Arc::new(Exits::default());
     let sink: Arc<dyn ShutdownSink> = Arc::clone(&exits) as _;
-    let devices = build_devices(&vm, &ram, &spec, &console, &sink)?;
+    let devices = match &config.part {
+        Some(Part { devices: false, elsewhere, .. }) => Devices::elsewhere(elsewhere),
+        _ => build_devices(&vm, &ram, &spec, &console, &sink)?,
+    };
 
     let supported = cpuid::supported(&kvm)?;
     let fds = create_vcpus(&kvm, &vm, &supported, &spec)?;
@@ -55,8 +61,7 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
     let msrs = Arc::new(MsrPlan::probe(&kvm, first)?);
     let rings = build_rings(&vm, &fds)?;
     let context = Arc::new(RunContext {
-        ports: devices.ports,
-        mmio: devices.mmio,
+        buses: devices.buses,
         exits,
         parked: ParkedCount::default(),
         rings: rings.clone().map_or_else(OnceLock::new, OnceLock::from),
@@ -65,7 +70,8 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
     for (id, fd) in (0..spec.cpus).zip(fds) {
         let (msrs, context) = (Arc::clone(&msrs), Arc::clone(&context));
         let user = interrupts.as_ref().map(|driver| UserSide::new(driver, id, &fd)).transpose()?;
-        vcpus.push(Vcpu::start(VcpuParts { id, fd, msrs, xsave: vm.xsave_area(), context, user })?);
+        let here = config.part.as_ref().is_none_or(|part| part.vcpus.contains(id));
+        vcpus.push(Vcpu::start(VcpuParts { id, fd, msrs, xsave: vm.xsave_area(), context, user, here })?);
     }
     let shared: Vec<_> = vcpus.iter().map(|vcpu| Arc::clone(vcpu.shared())).collect();
     context.exits.set_vcpus(shared.clone());
@@ -74,7 +80,6 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
         // Last: nothing can fail any more and leave its thread behind.
         interrupts.start()?;
     }
-    let input: Arc<dyn ConsoleInput> = devices.serial;
     Ok(Inner {
         phase: Mutex::new(Phase::Prepared),
         fillers: Arc::new(AtomicUsize::new(0)),
@@ -86,13 +91,22 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
         cpu: host::cpu_model(&supported, host_tsc_khz),
         vm,
         ram,
-        console_handle: ConsoleHandle::new(Arc::clone(&console), input),
+        console_handle: ConsoleHandle::new(Arc::clone(&console), devices.input),
         console,
         flusher: Mutex::new(Some(flusher)),
         interrupts,
+        is_part: config.part.is_some(),
         spec,
         host_tsc_khz,
     })
+}
+
+impl Devices {
+    /// Those of a part of a machine that has none.
+    fn elsewhere(elsewhere: &Arc<dyn Elsewhere>) -> Self {
+        let buses = Buses { elsewhere: Some(Arc::clone(elsewhere)), ..Buses::default() };
+        Self { all: Vec::new(), buses, input: Arc::new(NoInput), places: Vec::new() }
+    }
 }
 
 fn build_devices(
@@ -105,7 +119,7 @@ fn build_devices(
     let serial = Arc::new(SerialPort::new(vm.interrupt(map::SERIAL_IRQ)?, Arc::clone(console))?);
     let rtc: Arc<dyn Device> = Arc::new(Rtc::new());
     let mut all: Vec<Arc<dyn Device>> = vec![Arc::clone(&serial) as _, Arc::clone(&rtc)];
-    let (mut ports, mut mmio) = (Bus::default(), Bus::default());
+    let (mut ports, mut memory) = (Bus::default(), Bus::default());
     ports.insert(map::SERIAL_PORT, map::SERIAL_PORTS, Arc::clone(&serial) as _);
     ports.insert(map::RTC_PORT, 2, rtc);
     for (port, length, device) in ShutdownPorts::all(sink) {
@@ -116,11 +130,12 @@ fn build_devices(
     let mut places = Vec::new();
     for (backend, place) in virtio_backends(spec)?.into_iter().zip(map::virtio_places()) {
         let device = connect_virtio(vm, ram, backend, place)?;
-        mmio.insert(place.address, MMIO_BYTES, Arc::clone(&device));
+        memory.insert(place.address, MMIO_BYTES, Arc::clone(&device));
         all.push(device);
         places.push(place);
     }
-    Ok(Devices { all, ports, mmio, serial, places })
+    let buses = Buses { ports, memory, elsewhere: None };
+    Ok(Devices { all, buses, input: serial, places })
 }
 
 /// The machine's virtio devices, in the order of their places: disks first, so that the first is the first the guest finds.

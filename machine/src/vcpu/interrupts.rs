@@ -21,9 +21,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use vmotion_sys::kvm::queue_interrupt;
 
-/// Bytes of a local APIC's page, and of the I/O APIC's registers.
+/// Bytes of a local APIC's page.
 const PAGE: u64 = 0x1000;
-const IO_APIC_BYTES: u64 = 0x100;
 /// Bytes of a register, and from one of a local APIC's to the next.
 const REGISTER_BYTES: usize = 4;
 const LOCAL_STEP: u64 = 16;
@@ -53,12 +52,6 @@ pub(super) enum Turn {
     Slept,
 }
 
-/// An address of an interrupt controller's.
-enum Place {
-    Local(u64),
-    Io(u64),
-}
-
 /// A vCPU's side of its interrupt controller.
 pub(crate) struct UserSide {
     driver: Arc<Driver>,
@@ -72,16 +65,9 @@ pub(crate) struct UserSide {
     armed_ns: Option<u64>,
 }
 
-fn place(address: u64) -> Option<Place> {
-    let local = address.wrapping_sub(u64::from(map::LAPIC));
-    let io = address.wrapping_sub(u64::from(map::IOAPIC));
-    if local < PAGE {
-        Some(Place::Local(local))
-    } else if io < IO_APIC_BYTES {
-        Some(Place::Io(io))
-    } else {
-        None
-    }
+/// Where in its local APIC's page a processor accesses `address`.
+fn local_offset(address: u64) -> Option<u64> {
+    address.checked_sub(u64::from(map::LAPIC)).filter(|offset| *offset < PAGE)
 }
 
 impl UserSide {
@@ -111,13 +97,9 @@ impl UserSide {
     pub(super) fn read(&mut self, cr8: u8, address: u64, data: &mut [u8]) -> bool {
         self.see_cr8(cr8);
         let controller = self.driver.controller();
-        let (value, skipped) = match place(address) {
-            Some(Place::Local(offset)) => (controller.read_local(self.index, offset, now_ns()), offset % LOCAL_STEP),
-            Some(Place::Io(offset)) => (controller.io_apic().read(offset), 0),
-            None => return false,
-        };
-        let bytes = value.to_le_bytes();
-        let skipped = usize::try_from(skipped).unwrap_or(REGISTER_BYTES).min(REGISTER_BYTES);
+        let Some(offset) = local_offset(address) else { return controller.read_io_at(address, data) };
+        let bytes = controller.read_local(self.index, offset, now_ns()).to_le_bytes();
+        let skipped = usize::try_from(offset % LOCAL_STEP).unwrap_or(REGISTER_BYTES).min(REGISTER_BYTES);
         data.fill(0);
         data.iter_mut().zip(&bytes[skipped..]).for_each(|(byte, value)| *byte = *value);
         true
@@ -126,15 +108,11 @@ impl UserSide {
     /// Writes to an interrupt controller; false when there is none at `address`. As in KVM, only whole registers can be written.
     pub(super) fn write(&mut self, cr8: u8, address: u64, data: &[u8]) -> bool {
         self.see_cr8(cr8);
-        let Some(place) = place(address) else { return false };
-        let Ok(bytes) = <[u8; REGISTER_BYTES]>::try_from(data) else { return true };
-        let (controller, value) = (self.driver.controller(), u32::from_le_bytes(bytes));
-        match place {
-            Place::Local(offset) if offset % LOCAL_STEP == 0 => {
-                controller.write_local(self.index, offset, value, now_ns());
-            }
-            Place::Local(_) => {}
-            Place::Io(offset) => controller.write_io(offset, value),
+        let controller = self.driver.controller();
+        let Some(offset) = local_offset(address) else { return controller.write_io_at(address, data) };
+        let whole = <[u8; REGISTER_BYTES]>::try_from(data).ok().filter(|_| offset % LOCAL_STEP == 0);
+        if let Some(bytes) = whole {
+            controller.write_local(self.index, offset, u32::from_le_bytes(bytes), now_ns());
         }
         true
     }

@@ -4,9 +4,10 @@ use super::interrupts::Turn;
 use super::state::{boot, restore, save};
 use super::{Command, Vcpu, VcpuParts};
 use crate::MachineError;
-use crate::bus::Bus;
+use crate::bus::Buses;
 use crate::devices::ShutdownSink;
 use crate::machine::ExitReason;
+use crate::part::Space;
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -33,6 +34,8 @@ pub(crate) struct VcpuShared {
     stop: AtomicBool,
     /// Changed only under the lock of [`ParkedCount`].
     parked: AtomicBool,
+    /// It belongs to this part of the machine; else it stays parked. Changed only while it is parked.
+    here: AtomicBool,
     immediate_exit: ImmediateExit,
     thread: OnceLock<KickTarget>,
     /// How long to stay out of the guest once, in microseconds.
@@ -51,11 +54,12 @@ struct Sleeper {
 }
 
 impl VcpuShared {
-    pub(super) fn new(fd: &VcpuFd, may_sleep: bool) -> Result<Self, MachineError> {
+    pub(super) fn new(fd: &VcpuFd, may_sleep: bool, here: bool) -> Result<Self, MachineError> {
         let immediate_exit = ImmediateExit::map(fd).map_err(MachineError::sys("map a vCPU"))?;
         Ok(Self {
             stop: AtomicBool::new(true),
             parked: AtomicBool::new(true),
+            here: AtomicBool::new(here),
             immediate_exit,
             thread: OnceLock::new(),
             nap_us: AtomicU32::new(0),
@@ -141,6 +145,16 @@ impl VcpuShared {
         self.parked.load(Ordering::SeqCst)
     }
 
+    /// Does it belong to this part of the machine?
+    pub(crate) fn is_here(&self) -> bool {
+        self.here.load(Ordering::SeqCst)
+    }
+
+    /// It leaves this part of the machine or comes to it, while it is parked.
+    pub(crate) fn set_here(&self, here: bool) {
+        self.here.store(here, Ordering::SeqCst);
+    }
+
     /// Allows the vCPU to run.
     fn allow_run(&self) {
         // A vCPU that takes interrupts by itself clears it by itself: it may have been set for one.
@@ -170,8 +184,9 @@ impl ParkedCount {
     pub(crate) fn start(&self, vcpus: &[Vcpu]) {
         let mut running = self.lock();
         // All before the first runs: it may stop them all at once.
-        vcpus.iter().for_each(|vcpu| vcpu.shared().allow_run());
-        for vcpu in vcpus {
+        let here = || vcpus.iter().filter(|vcpu| vcpu.shared().is_here());
+        here().for_each(|vcpu| vcpu.shared().allow_run());
+        for vcpu in here() {
             // Not parked: still in the guest from before a stop that was taken back. Gone: its thread has ended.
             if vcpu.shared().is_parked() && vcpu.send(Command::Run) {
                 vcpu.shared().parked.store(false, Ordering::SeqCst);
@@ -188,21 +203,28 @@ impl ParkedCount {
         }
         vcpu.parked.store(true, Ordering::SeqCst);
         *running = running.saturating_sub(1);
-        if *running == 0 {
-            self.parked.notify_all();
-        }
+        self.parked.notify_all();
         true
     }
 
     /// Waits until all are parked, calling `kick` now and then; false when they take too long.
-    pub(crate) fn wait(&self, mut kick: impl FnMut()) -> bool {
+    pub(crate) fn wait(&self, kick: impl FnMut()) -> bool {
+        self.wait_until(|running| running == 0, kick)
+    }
+
+    /// Waits until `vcpu` is parked, calling `kick` now and then; false when it takes too long.
+    pub(crate) fn wait_for(&self, vcpu: &VcpuShared, kick: impl FnMut()) -> bool {
+        self.wait_until(|_| vcpu.is_parked(), kick)
+    }
+
+    fn wait_until(&self, is_done: impl Fn(usize) -> bool, mut kick: impl FnMut()) -> bool {
         let deadline = Instant::now() + Duration::from_secs(PARK_S_MAX);
         let mut running = self.lock();
-        while *running > 0 {
+        while !is_done(*running) {
             let again = Duration::from_millis(KICK_AGAIN_MS);
             let (guard, waited) = self.parked.wait_timeout(running, again).unwrap_or_else(PoisonError::into_inner);
             running = guard;
-            if waited.timed_out() && *running > 0 {
+            if waited.timed_out() && !is_done(*running) {
                 if Instant::now() > deadline {
                     return false;
                 }
@@ -276,8 +298,7 @@ impl ShutdownSink for Exits {
 
 /// What all vCPUs of a machine share.
 pub(crate) struct RunContext {
-    pub(crate) ports: Bus,
-    pub(crate) mmio: Bus,
+    pub(crate) buses: Buses,
     pub(crate) exits: Arc<Exits>,
     pub(crate) parked: ParkedCount,
     /// Where the machine has dirty rings: who empties a full one. Set once the rings of all vCPUs are mapped.
@@ -390,16 +411,16 @@ impl VcpuThread {
     fn enter(&mut self) -> Next {
         let VcpuParts { id, fd, context, user, .. } = &mut self.parts;
         match fd.run() {
-            Ok(VcpuExit::IoOut(port, data)) => context.ports.write(u64::from(port), data),
-            Ok(VcpuExit::IoIn(port, data)) => context.ports.read(u64::from(port), data),
+            Ok(VcpuExit::IoOut(port, data)) => context.buses.write(*id, Space::Ports, u64::from(port), data),
+            Ok(VcpuExit::IoIn(port, data)) => context.buses.read(*id, Space::Ports, u64::from(port), data),
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 if !user.as_mut().is_some_and(|user| user.write(self.shared.cr8(), address, data)) {
-                    context.mmio.write(address, data);
+                    context.buses.write(*id, Space::Memory, address, data);
                 }
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 if !user.as_mut().is_some_and(|user| user.read(self.shared.cr8(), address, data)) {
-                    context.mmio.read(address, data);
+                    context.buses.read(*id, Space::Memory, address, data);
                 }
             }
             Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => {

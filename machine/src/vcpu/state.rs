@@ -19,6 +19,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
+use std::io;
 use vmotion_sys::kvm::{get_sregs2, set_sregs2, set_tsc_offset, tsc_offset};
 
 /// One vCPU, complete.
@@ -193,12 +194,20 @@ fn restore_xsave(area: &mut vmotion_sys::kvm::XsaveArea, saved: &[u64]) -> Resul
     Ok(())
 }
 
+fn has_tsc_offset(fd: &VcpuFd) -> bool {
+    tsc_offset(fd).is_ok()
+}
+
 fn restore_tsc(fd: &VcpuFd, id: u8, tsc: TscState, value: u64, shift: &TscShift) -> Result<(), MachineError> {
     let TscState { khz, offset } = tsc;
     if fd.get_tsc_khz().map_err(MachineError::kvm("read the TSC frequency"))? != khz {
         fd.set_tsc_khz(khz).map_err(MachineError::kvm("set the TSC frequency"))?;
     }
-    let Some(offset) = offset else {
+    let Some(offset) = offset.filter(|_| !shift.is_exact() || has_tsc_offset(fd)) else {
+        if shift.is_exact() {
+            let reason = io::Error::other("this host cannot set a TSC's offset");
+            return Err(MachineError::sys("keep the TSCs of a machine's parts in step")(reason));
+        }
         return msrs::write(fd, id, &[(IA32_TSC, shift.target_of_value(value, khz))]);
     };
     let target = shift.target(offset, khz);

@@ -37,8 +37,11 @@ impl Probe {
         let directory = tempfile::tempdir().unwrap();
         let kernel = directory.path().join("probe.elf");
         std::fs::write(&kernel, vmotion_probe_guest::ELF).unwrap();
-        let config =
-            MachineConfig { spec: spec(kernel, cpus, memory_mib, source, cmdline), console: ConsoleConfig::default() };
+        let config = MachineConfig {
+            spec: spec(kernel, cpus, memory_mib, source, cmdline),
+            console: ConsoleConfig::default(),
+            part: None,
+        };
         Self { directory, config }
     }
 

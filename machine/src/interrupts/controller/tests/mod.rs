@@ -4,6 +4,8 @@ use super::*;
 use crate::interrupts::{Destination, Trigger};
 use std::sync::{Arc, Mutex as TestMutex};
 
+mod parts;
+
 /// Registers of a local APIC.
 const TASK_PRIORITY: u64 = 0x80;
 const END: u64 = 0xb0;
@@ -17,7 +19,7 @@ const OTHERS: u32 = 0xc_0000;
 
 /// Controllers whose local APICs take interrupts, and who was kicked.
 fn enabled(cpus: u8) -> (UserInterrupts, Arc<TestMutex<Vec<usize>>>) {
-    let controller = UserInterrupts::new(cpus);
+    let controller = UserInterrupts::new(cpus, None);
     for vcpu in 0..usize::from(cpus) {
         controller.write_local(vcpu, SPURIOUS, 0x1ff, 0);
         controller.write_local(vcpu, LOGICAL, 1 << (24 + vcpu), 0);
