@@ -5,6 +5,7 @@ mod parts;
 mod pause;
 mod snapshot;
 
+pub use parts::Arrived;
 pub use pause::{Frozen, PauseGuard};
 
 use crate::boot::MmioPlace;
@@ -15,6 +16,7 @@ use crate::memory::{Filling, GuestRam};
 use crate::vcpu::{RunContext, Throttle, Vcpu};
 use crate::vm::Vm;
 use crate::{ConsoleHandle, MachineConfig, MachineError};
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,7 +24,7 @@ use vmotion_dirty_tracking::{DirtyBackend, DirtyTracker, LogTracker, RingCollect
 use vmotion_model::{CpuModel, DirtySource, MachineSpec};
 
 /// Why a machine's guest ended. What to do about it is for the process above to decide.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ExitReason {
     /// The guest asked to be powered off.

@@ -1,9 +1,11 @@
 //! How can one machine live on several hosts?
 //!
-//! Every host of a spanning machine maps all of its memory, and the [`directory`] decides which host may touch which page. So far that is all
-//! there is here: transition functions without I/O, without a clock and without threads, so that what the model checker explores is
-//! what runs.
+//! Every host of a spanning machine maps all of its memory, and the [`directory`] decides which host may touch which page: transition functions
+//! without I/O, without a clock and without threads, so that what the model checker explores is what runs. [`vcpus`] carries interrupts,
+//! accesses to devices and whole vCPUs between the hosts. Who has which piece the [`registry`] decides.
 
 #![forbid(unsafe_code)]
 
 pub mod directory;
+pub mod registry;
+pub mod vcpus;

@@ -259,9 +259,20 @@ impl UserInterrupts {
         }
     }
 
-    /// From now on `vcpu` is not here: what arrives for it goes elsewhere. What has arrived stays, and is saved with it.
+    /// From now on `vcpu` is not here: what arrives for it goes elsewhere, and so does what waits for it. What it has been given is saved
+    /// with it.
     pub(crate) fn leave(&self, vcpu: usize) {
-        self.slot(vcpu).presence = Presence::Elsewhere;
+        let before = std::mem::replace(&mut self.slot(vcpu).presence, Presence::Elsewhere);
+        if let (Presence::Coming(waiting), Some(elsewhere)) = (before, &self.elsewhere) {
+            waiting.into_iter().for_each(|message| elsewhere.interrupt(name(vcpu), message));
+        }
+    }
+
+    /// `vcpu` does not come after all.
+    pub(crate) fn forget(&self, vcpu: usize) {
+        if matches!(self.slot(vcpu).presence, Presence::Coming(_)) {
+            self.leave(vcpu);
+        }
     }
 
     /// From now on what arrives for `vcpu` waits for it.

@@ -1,14 +1,16 @@
 //! What a part of a machine does for the others: takes interrupts, has its devices accessed, and gives and takes vCPUs.
 //!
 //! ```text
-//!   here ── release_vcpu: parked, saved ──▶ its state ──▶ adopt_vcpu at the other part: restored, runs
+//!   here ── release_vcpu: parked, saved ──▶ its state ──▶ adopt_vcpu at the other part: Arrived ── run ──▶ there
 //!                                                     └─▶ or here again
 //! ```
-//! A vCPU is in one place: who has released it has nothing left of it, and whoever has its state may run it once.
+//! A vCPU is in one place: who has released it has nothing left of it, and of those who have its state only one may run it. Who that is is
+//! decided elsewhere, between [`Machine::adopt_vcpu`], which may fail, and [`Arrived::run`], which does not.
 
-use super::{Inner, Machine, Phase};
+use super::{ExitReason, Inner, Machine, Phase};
 use crate::MachineError;
 use crate::clock::TscShift;
+use crate::devices::ShutdownSink;
 use crate::interrupts::{Addressing, Driver, Message};
 use crate::part::{Space, VcpuSet};
 use crate::state::{SECTION_VERSION, SectionReader, SectionWriter, vcpu_section};
@@ -146,13 +148,20 @@ impl Machine {
         Ok(())
     }
 
-    /// Takes over `vcpu` with the `state` that another part gave, and runs it if the machine runs. `tsc_ahead` is how far that host's TSC is
-    /// ahead of this one's, in ticks, at any one moment; what it is behind wraps around.
+    /// Takes back [`Self::expect_vcpu`]: what has come for `vcpu` is sent after it. Nothing happens when it is here.
+    pub fn forget_vcpu(&self, vcpu: u8) {
+        if let Some(driver) = self.inner.interrupts.as_ref().filter(|_| self.inner.has(vcpu)) {
+            driver.controller().forget(usize::from(vcpu));
+        }
+    }
+
+    /// Restores `vcpu` from the `state` that another part gave. `tsc_ahead` is how far that host's TSC is ahead of this one's, in ticks,
+    /// at any one moment; what it is behind wraps around.
     ///
     /// # Errors
     /// [`MachineError::WrongVcpu`] when it is here; [`MachineError::State`] when the state is damaged, or of another vCPU; others when KVM
     /// refuses it. It is not here then.
-    pub fn adopt_vcpu(&self, vcpu: u8, state: &[u8], tsc_ahead: u64) -> Result<(), MachineError> {
+    pub fn adopt_vcpu(&self, vcpu: u8, state: &[u8], tsc_ahead: u64) -> Result<Arrived<'_>, MachineError> {
         let action = "take it over";
         let driver = self.inner.driver(action)?;
         let phase = self.inner.phase();
@@ -176,11 +185,47 @@ impl Machine {
             driver.controller().leave(index);
             return Err(error);
         }
-        coming.shared().set_here(true);
-        driver.controller().come(index);
-        if *phase == Phase::Running && self.inner.context.exits.reason().is_none() {
-            self.inner.context.parked.start(&vcpus);
+        Ok(Arrived { machine: self, vcpu, runs: false })
+    }
+
+    /// Ends the guest here for a `reason` that another part has: all vCPUs stop.
+    pub fn end(&self, reason: ExitReason) {
+        self.inner.context.exits.shut_down(reason);
+    }
+}
+
+/// A vCPU that was restored and belongs to nobody yet. Dropped, it is not here, and what has come for it is sent after it.
+#[derive(Debug)]
+#[must_use = "dropping it gives the vCPU up"]
+pub struct Arrived<'a> {
+    machine: &'a Machine,
+    vcpu: u8,
+    runs: bool,
+}
+
+impl Arrived<'_> {
+    /// The vCPU is here from now on, and runs if the machine does: whoever calls this knows that it is nowhere else.
+    pub fn run(mut self) {
+        self.runs = true;
+        let inner = &self.machine.inner;
+        let phase = inner.phase();
+        let vcpus = inner.vcpus();
+        let index = usize::from(self.vcpu);
+        // All threads have ended when the machine was stopped meanwhile.
+        let Some(arrived) = vcpus.get(index) else { return };
+        arrived.shared().set_here(true);
+        inner.interrupts.iter().for_each(|driver| driver.controller().come(index));
+        if *phase == Phase::Running && inner.context.exits.reason().is_none() {
+            inner.context.parked.start(&vcpus);
         }
-        Ok(())
+    }
+}
+
+impl Drop for Arrived<'_> {
+    fn drop(&mut self) {
+        if !self.runs {
+            let index = usize::from(self.vcpu);
+            self.machine.inner.interrupts.iter().for_each(|driver| driver.controller().leave(index));
+        }
     }
 }

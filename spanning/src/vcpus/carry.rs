@@ -1,0 +1,288 @@
+//! Moving a vCPU, at both ends. The messages and who decides are in [`super`].
+
+use super::{
+    Clocks,
+    desk::{Desk, Heard, To},
+    letter::Letter,
+};
+use crate::{
+    directory::HostId,
+    registry::{Piece, Placement, Registry},
+};
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use thiserror::Error;
+use vmotion_machine::{ExitReason, Machine, MachineError};
+use vmotion_model::{Epoch, error_chain};
+use vmotion_transport::mesh::MESSAGE_BYTES_MAX;
+
+/// How long to wait before the store is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// What a letter with a state has beside it, in bytes.
+const AROUND_STATE: usize = 256;
+
+/// A vCPU that moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Given {
+    /// Where it is now, and since when.
+    pub placement: Placement,
+    /// How long it stood still: from the order to stop until its new host said that it runs.
+    pub pause: Duration,
+    /// Its state, in bytes.
+    pub state_bytes: usize,
+}
+
+/// Why a vCPU did not move.
+#[derive(Debug, Error)]
+pub enum MoveError {
+    /// The machine has none of this number.
+    #[error("The machine has no vCPU {0}")]
+    None(u8),
+    /// It is not here.
+    #[error("vCPU {vcpu} is on {at}: only that host can give it away")]
+    Elsewhere {
+        /// Which.
+        vcpu: u8,
+        /// Where it is.
+        at: HostId,
+    },
+    /// It is where it is to go.
+    #[error("vCPU {vcpu} is on {at} already")]
+    There {
+        /// Which.
+        vcpu: u8,
+        /// Where it is.
+        at: HostId,
+    },
+    /// One move at a time.
+    #[error("vCPU {0} is being moved already")]
+    Moving(u8),
+    /// The target does not answer. The vCPU was not stopped.
+    #[error("{to} does not answer within {patience:?}; vCPU {vcpu} runs on")]
+    Silent {
+        /// Which.
+        vcpu: u8,
+        /// Where it was to go.
+        to: HostId,
+        /// How long was waited.
+        patience: Duration,
+    },
+    /// It could not be stopped or saved, and runs on.
+    #[error("vCPU {vcpu} cannot be released, and runs on")]
+    Release {
+        /// Which.
+        vcpu: u8,
+        /// Why.
+        source: MachineError,
+    },
+    /// It was stopped, and runs here again.
+    #[error("{to} did not take vCPU {vcpu}, which runs here again: {reason}")]
+    TakenBack {
+        /// Which.
+        vcpu: u8,
+        /// Where it was to go.
+        to: HostId,
+        /// Why.
+        reason: String,
+    },
+    /// It could not even be restored where it came from: the machine has ended.
+    #[error("vCPU {vcpu} is lost, and the machine has ended")]
+    Lost {
+        /// Which.
+        vcpu: u8,
+        /// Why.
+        source: MachineError,
+    },
+}
+
+pub(super) struct Carrier {
+    pub(super) desk: Arc<Desk>,
+    pub(super) machine: Arc<Machine>,
+    pub(super) registry: Arc<dyn Registry>,
+}
+
+impl Carrier {
+    pub(super) fn give(&self, vcpu: u8, to: HostId, patience: Duration) -> Result<Given, MoveError> {
+        let at = self.desk.placement(vcpu).ok_or(MoveError::None(vcpu))?;
+        if at.host == to {
+            return Err(MoveError::There { vcpu, at: to });
+        }
+        if at.host != self.desk.me {
+            return Err(MoveError::Elsewhere { vcpu, at: at.host });
+        }
+        let heard = self.desk.listen(vcpu).ok_or(MoveError::Moving(vcpu))?;
+        let given = self.give_heard(vcpu, Placement { host: to, epoch: at.epoch.next() }, patience, &heard);
+        self.desk.forget(vcpu);
+        given
+    }
+
+    fn give_heard(
+        &self,
+        vcpu: u8,
+        wanted: Placement,
+        patience: Duration,
+        heard: &Receiver<Heard>,
+    ) -> Result<Given, MoveError> {
+        let Placement { host: to, epoch } = wanted;
+        self.desk.send(To::Host(to), Letter::Expect { vcpu, epoch });
+        let until = Instant::now() + patience;
+        let ready = hear(heard, until, |heard| match heard {
+            Heard::Ready(of) => (of == epoch).then_some(None),
+            Heard::Taken(of, refused) => (of == epoch).then_some(refused),
+        });
+        match ready {
+            Some(None) => {}
+            Some(Some(reason)) => return Err(MoveError::TakenBack { vcpu, to, reason }),
+            None => {
+                self.desk.send(To::Host(to), Letter::Forget { vcpu, epoch });
+                return Err(MoveError::Silent { vcpu, to, patience });
+            }
+        }
+        let stopped = Instant::now();
+        self.desk.goes(vcpu, to);
+        let state = match self.machine.release_vcpu(vcpu) {
+            Ok(state) => state,
+            Err(source) => {
+                self.desk.stays(vcpu);
+                self.desk.send(To::Host(to), Letter::Forget { vcpu, epoch });
+                return Err(MoveError::Release { vcpu, source });
+            }
+        };
+        let state_bytes = state.len();
+        if state_bytes + AROUND_STATE > MESSAGE_BYTES_MAX {
+            let reason = format!("its state has {state_bytes} bytes, and no message more than {MESSAGE_BYTES_MAX}");
+            return self.take_back(vcpu, wanted, &state, reason, stopped);
+        }
+        self.desk.send(To::Host(to), Letter::State { vcpu, epoch, state: state.clone() });
+        let taken = hear(heard, stopped + patience, |heard| match heard {
+            Heard::Taken(of, refused) => (of == epoch).then_some(refused),
+            Heard::Ready(_) => None,
+        });
+        match taken {
+            Some(None) => {
+                self.desk.learn(vcpu, wanted);
+                Ok(Given { placement: wanted, pause: stopped.elapsed(), state_bytes })
+            }
+            Some(Some(reason)) => self.take_back(vcpu, wanted, &state, reason, stopped),
+            None => {
+                let reason = format!("it does not say within {patience:?} that it has it");
+                self.take_back(vcpu, wanted, &state, reason, stopped)
+            }
+        }
+    }
+
+    /// The store says who has it: the target, or this host again.
+    fn take_back(
+        &self,
+        vcpu: u8,
+        wanted: Placement,
+        state: &[u8],
+        reason: String,
+        stopped: Instant,
+    ) -> Result<Given, MoveError> {
+        let Placement { host: to, epoch } = wanted;
+        let mine = Placement { host: self.desk.me, epoch };
+        let Some(owner) = self.claim(vcpu, mine) else {
+            return Err(MoveError::TakenBack {
+                vcpu,
+                to,
+                reason: "this host's part of the machine was closed".to_owned(),
+            });
+        };
+        if owner != mine {
+            self.desk.learn(vcpu, owner);
+            return Ok(Given { placement: owner, pause: stopped.elapsed(), state_bytes: state.len() });
+        }
+        // The same TSC it was saved with.
+        let arrived = match self.machine.adopt_vcpu(vcpu, state, 0) {
+            Ok(arrived) => arrived,
+            Err(source) => {
+                let text = format!("vCPU {vcpu} is lost: {}", error_chain(&source));
+                self.machine.end(ExitReason::InternalError { text });
+                return Err(MoveError::Lost { vcpu, source });
+            }
+        };
+        self.desk.learn(vcpu, mine);
+        arrived.run();
+        self.desk.send(To::Others, Letter::Placed { vcpu, epoch });
+        self.desk.send(To::Host(to), Letter::Forget { vcpu, epoch });
+        Err(MoveError::TakenBack { vcpu, to, reason })
+    }
+
+    /// Who has it, asked until the store says so; `None` when this part was closed.
+    fn claim(&self, vcpu: u8, wanted: Placement) -> Option<Placement> {
+        loop {
+            match self.registry.claim(Piece::Vcpu(vcpu), wanted) {
+                Ok(owner) => return Some(owner),
+                Err(error) => tracing::warn!(%error, "a vCPU stands still until the store says who has it"),
+            }
+            if self.desk.is_closed() {
+                return None;
+            }
+            thread::sleep(ASK_AGAIN);
+        }
+    }
+
+    /// Takes vCPUs that other hosts give, until there is no mesh any more.
+    pub(super) fn take_all(&self, clocks: &dyn Clocks, letters: &Receiver<(HostId, Letter)>) {
+        while let Ok((from, letter)) = letters.recv() {
+            let answer = match letter {
+                Letter::Expect { vcpu, epoch } => Some(match self.machine.expect_vcpu(vcpu) {
+                    Ok(()) => Letter::Ready { vcpu, epoch },
+                    Err(error) => Letter::Taken { vcpu, epoch, refused: Some(error_chain(&error)) },
+                }),
+                Letter::State { vcpu, epoch, state } => {
+                    let refused = self.take(vcpu, epoch, &state, clocks.tsc_ahead(from)).err();
+                    Some(Letter::Taken { vcpu, epoch, refused })
+                }
+                Letter::Forget { vcpu, .. } => {
+                    self.machine.forget_vcpu(vcpu);
+                    None
+                }
+                _ => None,
+            };
+            if let Some(answer) = answer {
+                self.desk.send(To::Host(from), answer);
+            }
+        }
+    }
+
+    fn take(&self, vcpu: u8, epoch: Epoch, state: &[u8], tsc_ahead: Option<u64>) -> Result<(), String> {
+        let tsc_ahead = tsc_ahead.ok_or("how far the source's TSC is ahead is not known yet")?;
+        let arrived = self.machine.adopt_vcpu(vcpu, state, tsc_ahead).map_err(|error| error_chain(&error))?;
+        let mine = Placement { host: self.desk.me, epoch };
+        match self.claim(vcpu, mine) {
+            Some(owner) if owner == mine => {
+                self.desk.learn(vcpu, mine);
+                arrived.run();
+                self.desk.send(To::Others, Letter::Placed { vcpu, epoch });
+                Ok(())
+            }
+            Some(owner) => {
+                self.desk.learn(vcpu, owner);
+                Err(format!("{} has it", owner.host))
+            }
+            None => Err("the target's part of the machine was closed".to_owned()),
+        }
+    }
+}
+
+/// The first thing heard that `wanted` takes, until then.
+fn hear<T>(heard: &Receiver<Heard>, until: Instant, mut wanted: impl FnMut(Heard) -> Option<T>) -> Option<T> {
+    loop {
+        match heard.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(heard) => {
+                if let Some(found) = wanted(heard) {
+                    return Some(found);
+                }
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+}
