@@ -38,6 +38,61 @@ pub enum Pattern {
     ReadMostly,
 }
 
+/// What all vCPUs do together instead of stamping pages. Each proves its own results: an operation that came out wrong is told in a `V` line
+/// and counted as an error; what was done is in a `P` line at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// Litmus tests of x86's memory order: SB, LB, MP, `CoRR`, IRIW.
+    Litmus,
+    /// `lock xadd` on one word.
+    Count,
+    /// Each its own word of one page.
+    FalseSharing,
+    /// A lock, and three words behind it.
+    Mutex,
+    /// A record that one writes now and then and all read all the time.
+    ReadMostly,
+    /// A ring from each vCPU to the next.
+    Queue,
+    /// Each adds up its part of the working set.
+    Sum,
+    /// All sort the working set.
+    Sort,
+    /// Each reads the whole working set.
+    Scan,
+}
+
+impl Program {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Litmus,
+        Self::Count,
+        Self::FalseSharing,
+        Self::Mutex,
+        Self::ReadMostly,
+        Self::Queue,
+        Self::Sum,
+        Self::Sort,
+        Self::Scan,
+    ];
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Litmus => "litmus",
+            Self::Count => "count",
+            Self::FalseSharing => "falsesharing",
+            Self::Mutex => "mutex",
+            Self::ReadMostly => "readmostly",
+            Self::Queue => "queue",
+            Self::Sum => "sum",
+            Self::Sort => "sort",
+            Self::Scan => "scan",
+        })
+    }
+}
+
 /// What a vCPU does when there is nothing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Idle {
@@ -209,6 +264,18 @@ impl CommandLine {
         self.with("disk_span", bytes)
     }
 
+    /// What all vCPUs do together instead of stamping pages. Default nothing.
+    #[must_use]
+    pub fn program(self, program: Program) -> Self {
+        self.with("program", program)
+    }
+
+    /// Say `END` and power off when each vCPU has done so many operations of the program.
+    #[must_use]
+    pub fn operations(self, each: u64) -> Self {
+        self.with("ops", each)
+    }
+
     /// Whether every touch of a page is timed and a `T` line printed each second. Default no.
     #[must_use]
     pub fn touches(self, touches: bool) -> Self {
@@ -258,6 +325,8 @@ mod tests {
             .beat(Beat::Byte)
             .cpus(2)
             .idle(Idle::Spin)
+            .program(Program::FalseSharing)
+            .operations(1000)
             .fill(false)
             .passes(3)
             .seconds(4)
@@ -268,8 +337,8 @@ mod tests {
             .poweroff(0x600, 0x34);
         assert_eq!(
             line.to_string(),
-            "ws=1048576 rate=max verify=5 content=allzero extent=line pattern=readmostly hb=1 beat=byte cpus=2 idle=spin fill=0 \
-             passes=3 seconds=4 disk_rate=6 disk_span=4096 touches=1 tsc_khz=2000000 poweroff=0x600:0x34"
+            "ws=1048576 rate=max verify=5 content=allzero extent=line pattern=readmostly hb=1 beat=byte cpus=2 idle=spin \
+             program=falsesharing ops=1000 fill=0 passes=3 seconds=4 disk_rate=6 disk_span=4096 touches=1 tsc_khz=2000000 poweroff=0x600:0x34"
         );
     }
 

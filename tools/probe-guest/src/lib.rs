@@ -13,7 +13,7 @@ mod console;
 #[cfg(test)]
 mod content_tests;
 
-pub use command_line::{Beat, CommandLine, Content, Extent, Idle, Pattern, Rate};
+pub use command_line::{Beat, CommandLine, Content, Extent, Idle, Pattern, Program, Rate};
 pub use console::{
     BeatTracker, ConsoleEvent, ConsoleLine, ConsoleReader, CorruptPage, CpuCounters, DiskCounters, Second, Start,
     Touches,

@@ -9,6 +9,7 @@ use core::sync::atomic::Ordering;
 
 use crate::disk::Disks;
 use crate::power;
+use crate::programs;
 use crate::serial::{Line, Serial};
 use crate::shared::{self, COUNTERS, MAILBOXES, Plan, STOP};
 use crate::touches;
@@ -189,7 +190,8 @@ impl Chief {
     fn check_end(&mut self, now_us: u64) {
         let options = self.plan.options;
         let out_of_time = options.seconds > 0 && now_us >= options.seconds * SECOND_US;
-        let out_of_passes = options.passes > 0 && self.ready && shared::all(self.plan.cpus, |cpu| &cpu.finished);
+        let counts = options.passes > 0 || options.ops > 0;
+        let out_of_passes = counts && self.ready && shared::all(self.plan.cpus, |cpu| &cpu.finished);
         if out_of_time || out_of_passes {
             STOP.store(true, Ordering::Release);
         }
@@ -198,7 +200,12 @@ impl Chief {
             let mut line = Line::new();
             let written = shared::total(self.plan.cpus, |cpu| &cpu.written);
             let verified = shared::total(self.plan.cpus, |cpu| &cpu.verified);
-            let errors = self.errors();
+            let mut errors = self.errors();
+            if let Some(program) = options.program {
+                let mut conclusion = Line::new();
+                errors += programs::conclude(program, self.plan.cpus, &mut conclusion);
+                self.print(conclusion.as_bytes());
+            }
             let _ = writeln!(line, "END at_us={now_us} written={written} verified={verified} errors={errors}");
             self.print(line.as_bytes());
             self.serial.flush();

@@ -18,6 +18,7 @@ mod options;
 mod pattern;
 mod ports;
 mod power;
+mod programs;
 mod serial;
 mod shared;
 mod smp;
@@ -34,6 +35,7 @@ use clock::{Clock, TimeBase};
 use disk::Disks;
 use memory::Layout;
 use options::Options;
+use programs::Runner;
 use serial::{Line, Serial};
 use shared::Plan;
 use worker::Worker;
@@ -51,6 +53,12 @@ fn other(cpu: usize) -> ! {
     if cpu >= plan.cpus {
         loop {
             boot::halt(0);
+        }
+    }
+    if let Some(program) = plan.options.program {
+        let mut runner = Runner::new(program, &plan, cpu);
+        loop {
+            runner.work();
         }
     }
     // SAFETY: vCPU numbers are unique, and each passes here once.
@@ -79,6 +87,15 @@ fn first(start_info: u64) -> ! {
     let disks = unsafe { Disks::find(&options, plan.seed) };
     announce(&plan, &boot_info, &disks, &mut serial);
     shared::publish(plan);
+    if let Some(program) = plan.options.program {
+        let mut runner = Runner::new(program, &plan, 0);
+        let mut clock = Clock::new(&plan.time);
+        let mut chief = Chief::new(&plan, serial, disks, clock.now_us());
+        loop {
+            runner.work();
+            chief.duties(clock.now_us());
+        }
+    }
     // SAFETY: this is vCPU 0, and it passes here once.
     let mut worker = unsafe { Worker::new(&plan, 0) };
     let mut chief = Chief::new(&plan, serial, disks, worker.clock.now_us());

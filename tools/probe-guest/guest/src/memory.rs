@@ -6,6 +6,7 @@ use core::ptr;
 use crate::boot::Region;
 use crate::clock::Clock;
 use crate::content::{self, Content};
+use crate::programs::Words;
 use crate::stamp::{self, MEMORY_MAGIC, Mismatch, PAGE_WORDS, Stamp};
 
 const PAGE_BYTES: u64 = 4096;
@@ -38,6 +39,14 @@ impl Layout {
         let left: u64 = layout.regions.iter().map(|region| (region.end - region.start) / PAGE_BYTES).sum();
         layout.pages = layout.pages.min(left);
         layout
+    }
+
+    /// The words of a page that belongs to no [`Part`].
+    pub fn words(&self, page: u64) -> &'static Words {
+        assert!(page < self.pages);
+        let words: *const Words = ptr::with_exposed_provenance(self.address(page));
+        // SAFETY: a page of RAM in the plan, aligned; where programs run there are no parts, so it is only ever accessed by atomics.
+        unsafe { &*words }
     }
 
     fn address(&self, page: u64) -> usize {

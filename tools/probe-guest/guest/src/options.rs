@@ -6,6 +6,7 @@ use crate::boot::MAX_CPUS;
 use crate::content::Content;
 use crate::memory::Extent;
 use crate::pattern::Pattern;
+use crate::programs::Program;
 
 /// Virtio-mmio windows remembered.
 pub const DEVICES_MAX: usize = 32;
@@ -39,6 +40,10 @@ pub struct Options {
     pub disk_rate: u64,
     /// Bytes of each disk to use, from its start.
     pub disk_span: u64,
+    /// What all vCPUs do together instead of stamping pages.
+    pub program: Option<Program>,
+    /// Stop after so many operations of it by each vCPU; zero is never.
+    pub ops: u64,
     /// Time every touch of a page, and print a `T` line each second.
     pub touches: bool,
     pub tsc_khz: Option<u64>,
@@ -73,6 +78,8 @@ impl Default for Options {
             seconds: 0,
             disk_rate: 100,
             disk_span: 16 << 20,
+            program: None,
+            ops: 0,
             touches: false,
             tsc_khz: None,
             poweroff: None,
@@ -164,6 +171,23 @@ impl Options {
             "seconds" => self.seconds = number(value)?,
             "disk_rate" => self.disk_rate = number(value)?,
             "disk_span" => self.disk_span = size(value)?,
+            "program" => {
+                self.program = Some(choice(
+                    value,
+                    &[
+                        ("litmus", Program::Litmus),
+                        ("count", Program::Count),
+                        ("falsesharing", Program::FalseSharing),
+                        ("mutex", Program::Mutex),
+                        ("readmostly", Program::ReadMostly),
+                        ("queue", Program::Queue),
+                        ("sum", Program::Sum),
+                        ("sort", Program::Sort),
+                        ("scan", Program::Scan),
+                    ],
+                )?);
+            }
+            "ops" => self.ops = number(value)?,
             "touches" => self.touches = choice(value, &[("1", true), ("0", false)])?,
             "tsc_khz" => self.tsc_khz = Some(number(value).filter(|khz| (1_000..=100_000_000).contains(khz))?),
             "poweroff" => {

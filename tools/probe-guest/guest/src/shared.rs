@@ -53,8 +53,9 @@ pub fn wait() -> Plan {
 /// Set when vCPUs shall verify all they have and stop.
 pub static STOP: AtomicBool = AtomicBool::new(false);
 
-/// One vCPU's counters; only that vCPU writes them, everybody may read.
-#[repr(align(64))]
+/// One vCPU's counters; only that vCPU writes them, everybody may read. In a page of their own: there are machines whose vCPUs do not share
+/// memory by nature, and then a page is what a line is elsewhere.
+#[repr(align(4096))]
 pub struct Counters {
     pub written: AtomicU64,
     pub verified: AtomicU64,
@@ -103,6 +104,7 @@ pub fn all(cpus: usize, flag: impl Fn(&Counters) -> &AtomicBool) -> bool {
 const LETTER_BYTES: usize = 320;
 
 /// One line on its way to vCPU 0.
+#[repr(align(4096))]
 pub struct Mailbox {
     full: AtomicBool,
     letter: UnsafeCell<([u8; LETTER_BYTES], usize)>,

@@ -82,7 +82,7 @@ in_long_mode:
     mov esi, ebp
     lea ecx, [rbp + 1]
     mov eax, ecx
-    shl eax, 10                         # RING0_STACK_BYTES
+    shl eax, 12                         # RING0_STACK_BYTES
     lea rsp, [rax + ring0_stacks]
     shl ecx, 15                         # USER_STACK_BYTES
     lea rcx, [rcx + user_stacks]

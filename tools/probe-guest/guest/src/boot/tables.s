@@ -10,7 +10,8 @@
 
 .set BASE, 0x200000
 .set MAX_CPUS, 32
-.set RING0_STACK_BYTES, 1024
+# A page each: see `Counters` in shared.rs.
+.set RING0_STACK_BYTES, 4096
 .set USER_STACK_BYTES, 32768
 .set TRAMPOLINE, 0x8000
 .set SEL_CODE32, 0x08
