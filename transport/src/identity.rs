@@ -18,6 +18,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use std::{
+    any::Any,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -43,6 +44,17 @@ impl ExpectedPeer {
             Self::AnyHost => matches!(found, Principal::Host(_)),
         }
     }
+
+    /// Is what TLS knows of a peer whom we want?
+    pub(crate) fn is_shown(&self, identity: Option<Box<dyn Any>>) -> bool {
+        principal_shown(identity).is_some_and(|principal| self.accepts(&principal))
+    }
+}
+
+/// Whom a peer's certificate speaks for; `None` without one that names anybody we know.
+pub(crate) fn principal_shown(identity: Option<Box<dyn Any>>) -> Option<Principal> {
+    let chain = identity?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    chain.first().and_then(|leaf| Principal::of_certificate(leaf).ok())
 }
 
 /// Why an identity cannot be used.

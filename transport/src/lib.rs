@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod congestion;
+mod direct;
 pub mod identity;
 pub mod mesh;
 pub mod pages;

@@ -5,11 +5,9 @@ use super::{
     OPENING_TIMEOUT, Opening, SessionError, TargetFacts, Welcome, WireError, control, copies,
     lane::{Door, Lane, LaneControl},
 };
-use crate::{ExpectedPeer, Identity, Principal, socket, tuning::Tuning};
+use crate::{ExpectedPeer, Identity, socket, tuning::Tuning};
 use quinn::crypto::rustls::QuicServerConfig;
-use rustls_pki_types::CertificateDer;
 use std::{
-    any::Any,
     net::{SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
@@ -238,7 +236,7 @@ async fn open(incoming: quinn::Incoming, expected: &ExpectedPeer, ticket: &MoveT
         connection.close(1u32.into(), reason.as_bytes());
         Err(SessionError::Protocol(reason.to_owned()))
     };
-    if !is_expected(connection.peer_identity(), expected) {
+    if !expected.is_shown(connection.peer_identity()) {
         return refuse("the certificate is not that of this move's source");
     }
     // The source speaks first on exactly one stream: bidirectional for control, unidirectional for flows.
@@ -263,14 +261,6 @@ async fn open(incoming: quinn::Incoming, expected: &ExpectedPeer, ticket: &MoveT
         (None, _) => refuse("the ticket is not that of this move"),
         _ => refuse("the opening does not fit its stream"),
     }
-}
-
-/// Is what TLS knows of a peer whom we want?
-pub(super) fn is_expected(identity: Option<Box<dyn Any>>, expected: &ExpectedPeer) -> bool {
-    let principal = identity
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .and_then(|chain| chain.first().and_then(|leaf| Principal::of_certificate(leaf).ok()));
-    principal.is_some_and(|principal| expected.accepts(&principal))
 }
 
 /// The lane an opening asks for, and the bytes it took of its stream; `None` when its ticket is wrong.

@@ -2,9 +2,10 @@
 
 use crate::{
     ExpectedPeer,
-    session::{LaneKind, MoveTicket, Opening, control::LENGTH_BYTES, target::is_expected},
+    direct::FirstMessage,
+    session::{LaneKind, MoveTicket, Opening},
 };
-use quinn_proto::{Connection, Dir, ReadError, StreamId};
+use quinn_proto::{Connection, Dir, StreamId};
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
@@ -29,8 +30,7 @@ pub(super) struct Knock {
     connected: bool,
     refused: Option<&'static str>,
     stream: Option<StreamId>,
-    /// What came of its opening.
-    opening: Vec<u8>,
+    opening: FirstMessage,
 }
 
 pub(super) enum Verdict {
@@ -41,7 +41,7 @@ pub(super) enum Verdict {
 impl Door {
     pub(super) fn knock(&self, from: SocketAddr, now: Instant) -> Knock {
         let by = now + self.patience;
-        Knock { from, by, connected: false, refused: None, stream: None, opening: Vec::new() }
+        Knock { from, by, connected: false, refused: None, stream: None, opening: FirstMessage::default() }
     }
 }
 
@@ -58,7 +58,7 @@ impl Knock {
     /// The handshake is over: TLS has shown that the certificate is its own.
     pub(super) fn connected(&mut self, door: &Door, connection: &Connection) {
         self.connected = true;
-        if !is_expected(connection.crypto_session().peer_identity(), &door.expected) {
+        if !door.expected.is_shown(connection.crypto_session().peer_identity()) {
             self.refused = Some("the certificate is not that of this move's source");
         }
     }
@@ -80,7 +80,7 @@ impl Knock {
         }
         self.stream = self.stream.or_else(|| connection.streams().accept(Dir::Bi));
         let stream = self.stream?;
-        let opening = match self.read(connection, stream)? {
+        let opening = match self.opening.read(connection, stream, OPENING_BYTES_MAX)? {
             Ok(opening) => opening,
             Err(reason) => return Some(Verdict::Refused(reason)),
         };
@@ -91,31 +91,5 @@ impl Knock {
             Opening { lane: LaneKind::Demand, .. } => Verdict::Welcome(stream),
             Opening { .. } => Verdict::Refused("the opening does not fit its stream"),
         })
-    }
-
-    /// The opening, once all of it is there; nothing behind it is read.
-    fn read(&mut self, connection: &mut Connection, stream: StreamId) -> Option<Result<Opening, &'static str>> {
-        const WRONG: &str = "what it says is no opening";
-        let mut stream = connection.recv_stream(stream);
-        let Ok(mut chunks) = stream.read(true) else { return Some(Err(WRONG)) };
-        loop {
-            let length = match self.opening.first_chunk::<LENGTH_BYTES>() {
-                Some(length) => LENGTH_BYTES + u32::from_le_bytes(*length) as usize,
-                None => LENGTH_BYTES,
-            };
-            if length > LENGTH_BYTES + OPENING_BYTES_MAX {
-                break Some(Err("a control message is too long"));
-            }
-            let missing = length - self.opening.len();
-            if missing == 0 {
-                let opening = postcard::from_bytes(&self.opening[LENGTH_BYTES..]);
-                break Some(opening.map_err(|_| WRONG));
-            }
-            match chunks.next(missing) {
-                Ok(Some(chunk)) => self.opening.extend_from_slice(&chunk.bytes),
-                Err(ReadError::Blocked) => break None,
-                Ok(None) | Err(ReadError::Reset(_)) => break Some(Err(WRONG)),
-            }
-        }
     }
 }

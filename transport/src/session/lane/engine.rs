@@ -3,15 +3,15 @@
 //! At the source there is one connection. At the target there may be several until one has shown that it is this move's; after that
 //! whoever else comes is refused.
 
-use super::{
-    door::{Door, Knock, Verdict},
-    socket::LaneSocket,
+use super::door::{Door, Knock, Verdict};
+use crate::{
+    direct::{Sent, Wire},
+    session::SessionError,
 };
-use crate::session::SessionError;
 use bytes::Bytes;
 use quinn_proto::{
-    Connection, ConnectionError, ConnectionHandle, ConnectionStats, DatagramEvent, Dir, Endpoint, Event, Incoming,
-    ReadError, StreamEvent, StreamId, Transmit, WriteError,
+    ClientConfig, Connection, ConnectionError, ConnectionHandle, ConnectionStats, Dir, Event, Incoming, ReadError,
+    StreamEvent, StreamId, WriteError,
 };
 use rustix::fd::{AsFd, BorrowedFd};
 use std::{collections::VecDeque, io, net::SocketAddr, time::Instant};
@@ -20,8 +20,6 @@ use std::{collections::VecDeque, io, net::SocketAddr, time::Instant};
 const PENDING_MAX: usize = 16;
 /// With so many, whoever is new has to show first that he is where he says. An address that was made up cannot, and takes no place.
 const PENDING_UNSEEN_MAX: usize = 4;
-/// Datagrams sent before others are taken: acknowledgements among them.
-const DATAGRAMS_MAX: usize = 40;
 
 struct Peer {
     handle: ConnectionHandle,
@@ -57,119 +55,68 @@ pub(super) enum Left {
 }
 
 pub(super) struct Engine {
-    endpoint: Endpoint,
-    socket: LaneSocket,
+    wire: Wire,
     peers: Vec<Peer>,
     door: Option<Door>,
-    /// Made by the protocol, and not taken by the kernel.
-    blocked: Option<Transmit>,
-    buffer: Vec<u8>,
+    strangers: Vec<Incoming>,
     news: VecDeque<News>,
 }
 
 impl Engine {
     /// An end that waits for whoever shows what `door` wants to see.
-    pub(super) fn listening(endpoint: Endpoint, socket: LaneSocket, door: Door) -> Self {
-        Self::new(endpoint, socket, Some(door))
+    pub(super) const fn listening(wire: Wire, door: Door) -> Self {
+        Self::new(wire, Some(door))
     }
 
     /// An end that calls `address`, and says `opening` first.
     pub(super) fn dialling(
-        mut endpoint: Endpoint,
-        socket: LaneSocket,
-        config: quinn_proto::ClientConfig,
+        mut wire: Wire,
+        config: ClientConfig,
         address: SocketAddr,
         opening: Vec<u8>,
     ) -> Result<Self, SessionError> {
-        // The name is not used: the peer is known by its principal. SNI must hold something that looks like a host name.
-        let dialled = endpoint.connect(Instant::now(), config, address, "vmotion");
-        let (handle, connection) =
-            dialled.map_err(|error| SessionError::Connect { address, reason: error.to_string() })?;
-        let mut engine = Self::new(endpoint, socket, None);
+        let (handle, connection) = wire.dial(config, address, Instant::now())?;
+        let mut engine = Self::new(wire, None);
         engine.peers.push(Peer { handle, connection, stage: Stage::Dialling(opening) });
         Ok(engine)
     }
 
-    fn new(endpoint: Endpoint, socket: LaneSocket, door: Option<Door>) -> Self {
-        let (peers, buffer, news) = (Vec::new(), Vec::new(), VecDeque::new());
-        Self { endpoint, socket, peers, door, blocked: None, buffer, news }
+    const fn new(wire: Wire, door: Option<Door>) -> Self {
+        Self { wire, peers: Vec::new(), door, strangers: Vec::new(), news: VecDeque::new() }
     }
 
     /// Takes datagrams that wait; whether there may be more.
     pub(super) fn receive(&mut self, now: Instant) -> io::Result<bool> {
-        let Self { endpoint, socket, peers, buffer, .. } = self;
-        let (mut new, mut responses) = (Vec::new(), Vec::new());
-        let more = socket.receive(|arrived| {
-            buffer.clear();
-            match endpoint.handle(now, arrived.from, arrived.to, arrived.ecn, arrived.bytes, buffer) {
-                Some(DatagramEvent::ConnectionEvent(handle, event)) => {
-                    if let Some(peer) = peers.iter_mut().find(|peer| peer.handle == handle) {
-                        peer.connection.handle_event(event);
-                    }
-                }
-                Some(DatagramEvent::NewConnection(incoming)) => new.push(incoming),
-                Some(DatagramEvent::Response(transmit)) => responses.push((transmit, buffer.clone())),
-                None => {}
+        let Self { wire, peers, strangers, .. } = self;
+        let more = wire.receive(now, strangers, |handle, event| {
+            if let Some(peer) = peers.iter_mut().find(|peer| peer.handle == handle) {
+                peer.connection.handle_event(event);
             }
         })?;
-        for (transmit, bytes) in responses {
-            self.respond(&transmit, &bytes);
-        }
-        for incoming in new {
-            self.meet(incoming, now);
+        for stranger in std::mem::take(strangers) {
+            self.meet(stranger, now);
         }
         Ok(more)
     }
 
-    /// Without room in the socket an answer to a stranger is lost; he asks again.
-    fn respond(&self, transmit: &Transmit, bytes: &[u8]) {
-        let _ = self.socket.send(transmit, &bytes[..transmit.size.min(bytes.len())]);
-    }
-
-    fn meet(&mut self, incoming: Incoming, now: Instant) {
-        let mut bytes = Vec::new();
+    fn meet(&mut self, stranger: Incoming, now: Instant) {
         let crowded = self.peers.len() >= PENDING_UNSEEN_MAX && !self.is_open();
-        let incoming = if crowded && incoming.may_retry() {
-            match self.endpoint.retry(incoming, &mut bytes) {
-                Ok(retry) => return self.respond(&retry, &bytes),
-                Err(error) => error.into_incoming(),
-            }
-        } else {
-            incoming
-        };
+        let seen = if crowded { self.wire.retry(stranger) } else { Some(stranger) };
+        let Some(stranger) = seen else { return };
         let welcome = !self.is_open() && self.peers.len() < PENDING_MAX;
-        let Some(door) = self.door.as_ref().filter(|_| welcome) else {
-            let refusal = self.endpoint.refuse(incoming, &mut bytes);
-            return self.respond(&refusal, &bytes);
-        };
-        let knock = door.knock(incoming.remote_address(), now);
-        match self.endpoint.accept(incoming, now, &mut bytes, None) {
-            Ok((handle, connection)) => {
-                self.peers.push(Peer { handle, connection, stage: Stage::Knocking(knock) });
-            }
-            Err(error) => {
-                if let Some(transmit) = error.response {
-                    self.respond(&transmit, &bytes);
-                }
-            }
+        let Some(door) = self.door.as_ref().filter(|_| welcome) else { return self.wire.refuse(stranger) };
+        let knock = door.knock(stranger.remote_address(), now);
+        if let Some((handle, connection)) = self.wire.accept(stranger, None, now) {
+            self.peers.push(Peer { handle, connection, stage: Stage::Knocking(knock) });
         }
     }
 
     /// Lets time pass, and every connection act on what has come.
     pub(super) fn advance(&mut self, now: Instant) {
         let mut open = self.is_open();
-        let Self { endpoint, peers, door, news, .. } = self;
+        let Self { wire, peers, door, news, .. } = self;
         peers.retain_mut(|peer| {
-            if peer.connection.poll_timeout().is_some_and(|due| due <= now) {
-                peer.connection.handle_timeout(now);
-            }
-            let mut drained = false;
-            while let Some(event) = peer.connection.poll_endpoint_events() {
-                drained |= event.is_drained();
-                if let Some(event) = endpoint.handle_event(peer.handle, event) {
-                    peer.connection.handle_event(event);
-                }
-            }
+            let drained = wire.advance(peer.handle, &mut peer.connection, now);
             while let Some(event) = peer.connection.poll() {
                 peer.hear(event, door.as_ref(), now, news);
             }
@@ -265,35 +212,20 @@ impl Engine {
 
     /// Sends what there is to send; false when there is more, now.
     pub(super) fn transmit(&mut self, now: Instant) -> bool {
-        let Self { socket, peers, blocked, buffer, .. } = self;
-        if let Some(transmit) = blocked.take()
-            && !socket.send(&transmit, &buffer[..transmit.size])
-        {
-            *blocked = Some(transmit);
-            return true;
-        }
-        let mut sent = 0;
+        let Self { wire, peers, .. } = self;
+        let (mut sent, mut datagrams) = (wire.flush(), 0);
         for peer in peers {
-            let train = socket.train(peer.connection.current_mtu());
-            loop {
-                buffer.clear();
-                let Some(transmit) = peer.connection.poll_transmit(now, train, buffer) else { break };
-                if !socket.send(&transmit, &buffer[..transmit.size]) {
-                    *blocked = Some(transmit);
-                    return true;
-                }
-                sent += transmit.segment_size.map_or(1, |segment| transmit.size.div_ceil(segment.max(1)));
-                if sent >= DATAGRAMS_MAX {
-                    return false;
-                }
+            if sent != Sent::All {
+                break;
             }
+            sent = wire.send_from(&mut peer.connection, &mut datagrams, now);
         }
-        true
+        sent != Sent::Enough
     }
 
     /// Whether the socket is waited for to take more.
     pub(super) const fn is_blocked(&self) -> bool {
-        self.blocked.is_some()
+        self.wire.is_blocked()
     }
 
     /// When there is something to do even if nothing comes.
@@ -327,7 +259,7 @@ impl Engine {
 
 impl AsFd for Engine {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.wire.as_fd()
     }
 }
 

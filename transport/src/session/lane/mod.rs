@@ -11,7 +11,6 @@
 
 mod door;
 mod engine;
-mod socket;
 mod thread;
 
 #[cfg(test)]
@@ -20,14 +19,14 @@ mod tests;
 pub(super) use door::Door;
 
 use super::{SessionError, path_stats::ConnectionFigures};
+use crate::direct::{self, Wire};
 use bytes::Bytes;
 use engine::Engine;
-use quinn_proto::{ClientConfig, Endpoint, EndpointConfig, ServerConfig};
+use quinn_proto::{ClientConfig, EndpointConfig, ServerConfig};
 use rustix::{
     event::{EventfdFlags, eventfd},
     fd::{BorrowedFd, OwnedFd},
 };
-use socket::LaneSocket;
 use std::{
     collections::VecDeque,
     fmt, io,
@@ -84,9 +83,7 @@ impl Lane {
         server: ServerConfig,
         door: Door,
     ) -> Result<(Self, Opened), SessionError> {
-        let socket = LaneSocket::new(socket)?;
-        let endpoint = Endpoint::new(Arc::new(endpoint), Some(Arc::new(server)), !socket.may_fragment(), None);
-        Self::start(Engine::listening(endpoint, socket, door))
+        Self::start(Engine::listening(Wire::new(socket, endpoint, Some(server))?, door))
     }
 
     /// Calls `address`, and opens the lane by `opening`.
@@ -97,9 +94,7 @@ impl Lane {
         address: SocketAddr,
         opening: Vec<u8>,
     ) -> Result<(Self, Opened), SessionError> {
-        let socket = LaneSocket::new(socket)?;
-        let endpoint = Endpoint::new(Arc::new(endpoint), None, !socket.may_fragment(), None);
-        Self::start(Engine::dialling(endpoint, socket, client, address, opening)?)
+        Self::start(Engine::dialling(Wire::new(socket, endpoint, None)?, client, address, opening)?)
     }
 
     fn start(engine: Engine) -> Result<(Self, Opened), SessionError> {
@@ -142,8 +137,7 @@ impl LaneControl {
 
     fn order(&self, order: impl FnOnce(&mut Orders)) {
         order(&mut self.0.orders());
-        // Fails only when the counter is full, which is as good as written.
-        let _ = rustix::io::write(&self.0.wake, &1u64.to_ne_bytes());
+        direct::wake(&self.0.wake);
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     },
 };
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn_proto::Endpoint;
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, Instant},

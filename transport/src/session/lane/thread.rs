@@ -4,13 +4,12 @@ use super::{
     LaneUser, Orders, Shared,
     engine::{Engine, Left, News},
 };
-use crate::session::{SessionError, path_stats::ConnectionFigures};
-use bytes::Bytes;
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    fd::AsFd,
-    io::Errno,
+use crate::{
+    direct::{self, Ready, Wait},
+    session::{SessionError, path_stats::ConnectionFigures},
 };
+use bytes::Bytes;
+use rustix::fd::AsFd;
 use std::{
     collections::VecDeque,
     io,
@@ -20,8 +19,6 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Of the thread. Without the privilege it is as urgent as the rest.
-const NICE: i32 = -10;
 /// How long a lane that has ended tells a peer so who has not heard.
 const FAREWELL: Duration = Duration::from_millis(300);
 
@@ -63,17 +60,9 @@ struct LaneThread {
     until: Option<Instant>,
 }
 
-/// What is to be looked at.
-#[derive(Clone, Copy, Default)]
-struct Ready {
-    orders: bool,
-    socket: bool,
-    user: bool,
-}
-
 impl LaneThread {
     fn run(mut self) {
-        let _ = rustix::process::setpriority_process(None, NICE);
+        direct::be_urgent();
         // A connection that is dialled has something to say before anything has come.
         let mut more = true;
         loop {
@@ -90,31 +79,12 @@ impl LaneThread {
     /// Waits until there is something to do; not at all if there is already.
     fn wait(&mut self, more: bool) -> io::Result<Ready> {
         let due = self.engine.due().into_iter().chain(self.until).min();
-        let patience =
-            if more { Some(Duration::ZERO) } else { due.map(|due| due.saturating_duration_since(Instant::now())) };
-        // Longer than a Timespec holds is for ever.
-        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
-        let mut wakes = Vec::new();
-        if let Some(user) = &self.user {
-            user.wakes(&mut wakes);
+        let mut user = Vec::new();
+        if let Some(waiting) = &self.user {
+            waiting.wakes(&mut user);
         }
-        let room = if self.engine.is_blocked() { PollFlags::OUT } else { PollFlags::empty() };
-        let mut fds = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
-        fds.extend(wakes.into_iter().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
-        let others = fds.len();
-        if !self.deaf {
-            fds.push(PollFd::from_borrowed_fd(self.engine.as_fd(), PollFlags::IN | room));
-        }
-        match poll(&mut fds, patience.as_ref()) {
-            Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Ready::default()),
-            Err(error) => return Err(error.into()),
-        }
-        let readable = |fd: &PollFd<'_>| !fd.revents().is_empty();
-        let (others, socket) = fds.split_at(others);
-        let (orders, user) = others.split_at(1);
-        let any = |fds: &[PollFd<'_>]| fds.iter().any(readable);
-        Ok(Ready { orders: any(orders), socket: any(socket), user: any(user) })
+        let socket = (!self.deaf).then(|| self.engine.as_fd());
+        Wait { orders: &self.shared.wake, user, socket, blocked: self.engine.is_blocked(), due }.wait(more)
     }
 
     /// Whether there is more to do at once.
@@ -158,9 +128,7 @@ impl LaneThread {
     }
 
     fn obey(&mut self, now: Instant) {
-        let mut count = [0; 8];
-        // Read so that the next order wakes; what it holds does not matter.
-        let _ = rustix::io::read(&self.shared.wake, &mut count);
+        direct::slept(&self.shared.wake);
         let Orders { user, close, end } = std::mem::take(&mut *self.shared.orders());
         if let Some(mut user) = user {
             if let Some(how) = self.over.take() {

@@ -1,4 +1,4 @@
-//! The lane's UDP socket: never blocks, keeps ECN marks, and takes and gives trains of datagrams as the kernel offers them.
+//! A UDP socket that never blocks, keeps ECN marks, and takes and gives trains of datagrams as the kernel offers them.
 
 use bytes::BytesMut;
 use quinn::udp::{self, RecvMeta, UdpSocketState};
@@ -17,38 +17,38 @@ const MESSAGE_BYTES: usize = 1 << 16;
 const TRAIN_DATAGRAMS_MAX: usize = 10;
 
 /// A datagram that came.
-pub(super) struct Arrived {
-    pub(super) from: SocketAddr,
-    pub(super) to: Option<IpAddr>,
-    pub(super) ecn: Option<EcnCodepoint>,
-    pub(super) bytes: BytesMut,
+pub(crate) struct Arrived {
+    pub(crate) from: SocketAddr,
+    pub(crate) to: Option<IpAddr>,
+    pub(crate) ecn: Option<EcnCodepoint>,
+    pub(crate) bytes: BytesMut,
 }
 
-pub(super) struct LaneSocket {
+pub(crate) struct DirectSocket {
     socket: UdpSocket,
     state: UdpSocketState,
     buffer: Box<[u8]>,
 }
 
-impl LaneSocket {
-    pub(super) fn new(socket: UdpSocket) -> io::Result<Self> {
+impl DirectSocket {
+    pub(crate) fn new(socket: UdpSocket) -> io::Result<Self> {
         crate::socket::enlarge_buffers(&socket);
         let state = UdpSocketState::new((&socket).into())?;
         Ok(Self { socket, state, buffer: vec![0; MESSAGES * MESSAGE_BYTES].into() })
     }
 
-    pub(super) fn may_fragment(&self) -> bool {
+    pub(crate) fn may_fragment(&self) -> bool {
         self.state.may_fragment()
     }
 
     /// Datagrams of `mtu` bytes that one send may carry.
-    pub(super) fn train(&self, mtu: u16) -> usize {
+    pub(crate) fn train(&self, mtu: u16) -> usize {
         let fit = crate::socket::TRAIN_BYTES_MAX / usize::from(mtu).max(1);
         self.state.max_gso_segments().min(TRAIN_DATAGRAMS_MAX).min(fit).max(1)
     }
 
     /// Takes what has come, not all of it if that is much; whether there may be more.
-    pub(super) fn receive(&mut self, mut each: impl FnMut(Arrived)) -> io::Result<bool> {
+    pub(crate) fn receive(&mut self, mut each: impl FnMut(Arrived)) -> io::Result<bool> {
         let Self { socket, state, buffer } = self;
         let mut metas = [RecvMeta::default(); MESSAGES];
         let mut parts = buffer.chunks_mut(MESSAGE_BYTES).map(IoSliceMut::new);
@@ -75,7 +75,7 @@ impl LaneSocket {
     }
 
     /// Hands a train to the kernel; false when it has no room now. What it refuses counts as lost on the way.
-    pub(super) fn send(&self, transmit: &Transmit, bytes: &[u8]) -> bool {
+    pub(crate) fn send(&self, transmit: &Transmit, bytes: &[u8]) -> bool {
         let transmit = udp::Transmit {
             destination: transmit.destination,
             ecn: transmit.ecn.and_then(|ecn| udp::EcnCodepoint::from_bits(ecn as u8)),
@@ -87,7 +87,7 @@ impl LaneSocket {
     }
 }
 
-impl AsFd for LaneSocket {
+impl AsFd for DirectSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
