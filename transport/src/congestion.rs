@@ -16,19 +16,43 @@ pub(crate) use model::LONG;
 use model::Model;
 use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
 use quinn_proto::RttEstimator;
-use std::{any::Any, sync::Arc, time::Instant};
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 /// Makes a controller for each path.
 #[derive(Debug)]
 pub(crate) struct MeasuredConfig {
     cubic: Arc<CubicConfig>,
+    farewell: Farewell,
+}
+
+/// Says that a connection is about to be closed. quinn keeps back even that until there is room for it, and hears of no room any more: the
+/// peer would wait for whom is gone. So then there is always room, of which nothing else makes use.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Farewell(Arc<AtomicBool>);
+
+impl Farewell {
+    pub(crate) fn say(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl MeasuredConfig {
     pub(crate) fn new(initial_window: u64) -> Self {
         let mut cubic = CubicConfig::default();
         cubic.initial_window(initial_window);
-        Self { cubic: Arc::new(cubic) }
+        Self { cubic: Arc::new(cubic), farewell: Farewell::default() }
+    }
+
+    /// For one connection, which may have something to say when it is closed.
+    pub(crate) fn with_farewell(self, farewell: Farewell) -> Self {
+        Self { farewell, ..self }
     }
 }
 
@@ -36,13 +60,14 @@ impl ControllerFactory for MeasuredConfig {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let cubic = Arc::clone(&self.cubic).build(now, current_mtu);
         let model = Model::new(now, cubic.initial_window());
-        Box::new(Measured { cubic, model })
+        Box::new(Measured { cubic, model, farewell: self.farewell.clone() })
     }
 }
 
 struct Measured {
     cubic: Box<dyn Controller>,
     model: Model,
+    farewell: Farewell,
 }
 
 impl Controller for Measured {
@@ -78,11 +103,14 @@ impl Controller for Measured {
     }
 
     fn window(&self) -> u64 {
+        if self.farewell.0.load(Ordering::Relaxed) {
+            return u64::MAX;
+        }
         self.model.window(self.cubic.window())
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Self { cubic: self.cubic.clone_box(), model: self.model.clone() })
+        Box::new(Self { cubic: self.cubic.clone_box(), model: self.model.clone(), farewell: self.farewell.clone() })
     }
 
     fn initial_window(&self) -> u64 {

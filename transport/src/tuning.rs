@@ -57,9 +57,9 @@ fn connections_for(processors: usize) -> u8 {
 }
 
 /// Payload bytes of a packet that stays on this machine, whose interface takes 64 KiB. Two fill one send.
-const MTU_LOOPBACK: u16 = 32_000;
+pub(crate) const MTU_LOOPBACK: u16 = 32_000;
 /// Every path must carry this: RFC 9000, section 14.
-const MTU_SAFE: u16 = 1200;
+pub(crate) const MTU_SAFE: u16 = 1200;
 
 impl Tuning {
     /// Most flows a peer may ask for.

@@ -4,10 +4,14 @@
 //! so between an event and the packet that it causes no other thread has to be woken.
 
 mod first_message;
+#[cfg(test)]
+mod relay;
 mod socket;
 mod wait;
 mod wire;
 
 pub(crate) use first_message::FirstMessage;
+#[cfg(test)]
+pub(crate) use relay::Relay;
 pub(crate) use wait::{Ready, Wait, be_urgent, slept, wake};
 pub(crate) use wire::{Sent, Wire};

@@ -13,6 +13,31 @@
 //! the lower number goes first. A connection that is lost is made again until its peer is taken away, and streams begin anew then: what
 //! was sent and not acknowledged by the user's own means is the user's to send again.
 
+mod backoff;
+mod config;
+mod door;
+mod engine;
+mod figures;
+mod framing;
+mod handle;
+mod inbound;
+mod opening;
+mod outbox;
+mod roster;
+mod slot;
+mod thread;
+mod traffic;
+mod tuning;
+
+#[cfg(test)]
+mod tests;
+
+pub use figures::{MeshFigures, PeerFigures};
+pub use framing::MessageReader;
+pub use handle::{Mesh, MeshOptions};
+pub use opening::MeshTicket;
+pub use tuning::MeshTuning;
+
 use crate::session::SessionError;
 use rustix::fd::BorrowedFd;
 use std::time::Instant;

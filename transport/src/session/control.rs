@@ -144,7 +144,7 @@ pub(super) async fn write_message<T: Serialize>(
 }
 
 /// A message as it is written, length first: at once, so that one packet carries all of it.
-pub(super) fn framed<T: Serialize>(message: &T) -> Result<Vec<u8>, SessionError> {
+pub(crate) fn framed<T: Serialize>(message: &T) -> Result<Vec<u8>, SessionError> {
     let body = postcard::to_stdvec(message).map_err(|error| SessionError::Protocol(error.to_string()))?;
     debug_assert!(body.len() <= MESSAGE_BYTES_MAX, "a message we make must be one the peer takes");
     let length = u32::try_from(body.len()).map_err(|error| SessionError::Protocol(error.to_string()))?;

@@ -27,6 +27,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use control::framed;
 pub use control::{ControlReceiver, ControlSender, STATE_BYTES_MAX, StateReceiver};
 pub use copies::Copies;
 pub use demand::{DemandLane, DemandQueue, DemandSender, DemandServer, DemandSource, demand_queue};
@@ -75,7 +76,7 @@ impl MoveTicket {
     }
 
     /// Compares without telling by its duration where the first difference is.
-    fn matches(&self, other: &Self) -> bool {
+    pub(crate) fn matches(&self, other: &Self) -> bool {
         self.0.iter().zip(&other.0).fold(0, |different, (a, b)| different | (a ^ b)) == 0
     }
 }
@@ -83,7 +84,7 @@ impl MoveTicket {
 impl TryFrom<String> for MoveTicket {
     type Error = &'static str;
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        const WRONG: &str = "A move ticket is 64 hexadecimal digits";
+        const WRONG: &str = "A ticket is 64 hexadecimal digits";
         if text.len() != 64 || !text.is_ascii() {
             return Err(WRONG);
         }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     ExpectedPeer, Identity, Tuning,
+    direct::Relay,
     pages::{BatchEncoder, Codec, FrameDecoder, KnownPages, PageHasher, WireCost},
     session::{
         ALPN, DemandLane, DemandServer, LaneKind, MoveTicket, Opening, control, demand_queue,
@@ -12,7 +13,7 @@ use crate::{
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn_proto::Endpoint;
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -97,51 +98,6 @@ fn eventually(condition: impl Fn() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(2));
     }
     true
-}
-
-/// Between the ends, in front of the target.
-#[derive(Default)]
-struct Relay {
-    /// Of how many datagrams one is lost; none for 0.
-    loses_one_in: AtomicU64,
-    cut: AtomicBool,
-}
-
-impl Relay {
-    /// In front of `target`. Ends with the test.
-    fn open(target: SocketAddr) -> (Arc<Self>, SocketAddr) {
-        let relay = Arc::new(Self::default());
-        let (front, back) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
-        back.connect(target).unwrap();
-        let address = front.local_addr().unwrap();
-        let source = Arc::new(Mutex::new(address));
-        let (there, back_again) = (Arc::clone(&relay), Arc::clone(&relay));
-        let (caller, answers, front_again) =
-            (Arc::clone(&source), back.try_clone().unwrap(), front.try_clone().unwrap());
-        std::thread::spawn(move || {
-            let (mut buffer, mut count) = ([0; 1 << 16], 0);
-            while let Ok((length, from)) = front.recv_from(&mut buffer) {
-                *caller.lock().unwrap() = from;
-                there.pass(&mut count, || back.send(&buffer[..length]).map(drop));
-            }
-        });
-        std::thread::spawn(move || {
-            let (mut buffer, mut count) = ([0; 1 << 16], 0);
-            while let Ok(length) = answers.recv(&mut buffer) {
-                let to = *source.lock().unwrap();
-                back_again.pass(&mut count, || front_again.send_to(&buffer[..length], to).map(drop));
-            }
-        });
-        (relay, address)
-    }
-
-    fn pass(&self, count: &mut u64, send: impl FnOnce() -> io::Result<()>) {
-        *count += 1;
-        let lossy = self.loses_one_in.load(Ordering::Relaxed);
-        if !self.cut.load(Ordering::Relaxed) && (lossy == 0 || !count.is_multiple_of(lossy)) {
-            let _ = send();
-        }
-    }
 }
 
 /// Every page is asked for and comes, in bursts of `burst`, by a path that loses one datagram in `loss`.
