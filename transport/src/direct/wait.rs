@@ -33,31 +33,55 @@ pub(crate) struct Wait<'a> {
     pub(crate) blocked: bool,
     /// When there is something to do even if nothing comes.
     pub(crate) due: Option<Instant>,
+    /// Until when to look rather than to sleep.
+    pub(crate) linger: Option<Instant>,
 }
 
 impl Wait<'_> {
     /// Waits until there is something to do; not at all if there is already `more`.
     pub(crate) fn wait(self, more: bool) -> io::Result<Ready> {
-        let patience =
-            if more { Some(Duration::ZERO) } else { self.due.map(|due| due.saturating_duration_since(Instant::now())) };
-        // Longer than a Timespec holds is for ever.
-        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
-        let room = if self.blocked { PollFlags::OUT } else { PollFlags::empty() };
-        let mut fds = Vec::with_capacity(self.user.len() + 2);
-        fds.push(PollFd::new(self.orders, PollFlags::IN));
-        fds.extend(self.user.into_iter().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
+        let Self { orders, user, socket, blocked, due, linger } = self;
+        let room = if blocked { PollFlags::OUT } else { PollFlags::empty() };
+        let mut fds = Vec::with_capacity(user.len() + 2);
+        fds.push(PollFd::new(orders, PollFlags::IN));
+        fds.extend(user.into_iter().map(|wake| PollFd::from_borrowed_fd(wake, PollFlags::IN)));
         let others = fds.len();
-        fds.extend(self.socket.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN | room)));
-        match poll(&mut fds, patience.as_ref()) {
-            Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Ready::default()),
-            Err(error) => return Err(error.into()),
+        fds.extend(socket.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN | room)));
+        if more {
+            poll_for(&mut fds, Some(Duration::ZERO))?;
+        } else if !look(&mut fds, linger.map(|linger| due.map_or(linger, |due| due.min(linger))))? {
+            poll_for(&mut fds, due.map(|due| due.saturating_duration_since(Instant::now())))?;
         }
         let (others, socket) = fds.split_at(others);
         let (orders, user) = others.split_at(1);
         let any = |fds: &[PollFd<'_>]| fds.iter().any(|fd| !fd.revents().is_empty());
         Ok(Ready { orders: any(orders), socket: any(socket), user: any(user) })
     }
+}
+
+/// Whether one of them is ready. `None` waits for ever; so does what is longer than a `Timespec` holds.
+fn poll_for(fds: &mut [PollFd<'_>], patience: Option<Duration>) -> io::Result<bool> {
+    let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    match poll(fds, patience.as_ref()) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => {
+            // As if it were over: what they said before is not true any more.
+            fds.iter_mut().for_each(PollFd::clear_revents);
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Looks again and again until then, without sleeping, whether one of them is ready: to be woken on an idle processor takes longer. It does
+/// not yield: whoever runs instead keeps the processor for milliseconds.
+fn look(fds: &mut [PollFd<'_>], until: Option<Instant>) -> io::Result<bool> {
+    while until.is_some_and(|until| Instant::now() < until) {
+        if poll_for(fds, Some(Duration::ZERO))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Makes the calling thread as urgent as it may be.

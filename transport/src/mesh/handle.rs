@@ -77,7 +77,16 @@ impl Mesh {
         });
         let engine = Engine::new(wire, Facts { ticket, machine, me, incarnation }, configs, figures);
         let (user, outbox) = (Some(user), Outbox::default());
-        let mesh = MeshThread { engine, shared: Arc::clone(&shared), user, outbox, deaf: false, until: None };
+        let mesh = MeshThread {
+            engine,
+            shared: Arc::clone(&shared),
+            user,
+            outbox,
+            deaf: false,
+            until: None,
+            patience: tuning.linger,
+            lively: false,
+        };
         let thread = thread::Builder::new().name("mesh".to_owned()).spawn(move || mesh.run())?;
         Ok(Self { shared, me, thread: Some(thread) })
     }

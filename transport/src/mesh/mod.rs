@@ -70,6 +70,11 @@ pub trait MeshUser: Send {
     fn wakes<'a>(&'a self, into: &mut Vec<BorrowedFd<'a>>);
     /// When to call [`Self::woken`] at the latest.
     fn deadline(&self) -> Option<Instant>;
+    /// Whether somebody stands still until the next message comes. Then the mesh's thread looks for it a while before it sleeps, which is on the
+    /// processor of whoever waits: see [`MeshTuning::linger`].
+    fn awaits(&self) -> bool {
+        false
+    }
     /// Something is readable, or the deadline is over.
     fn woken(&mut self, out: &mut dyn Outgoing);
     /// There is a connection with this peer, and nothing was sent on it yet.

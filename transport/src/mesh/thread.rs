@@ -27,6 +27,10 @@ pub(super) struct MeshThread {
     pub(super) deaf: bool,
     /// Once the mesh has ended.
     pub(super) until: Option<Instant>,
+    /// How long it looks for what its user awaits.
+    pub(super) patience: Duration,
+    /// Something has come in the last pass.
+    pub(super) lively: bool,
 }
 
 impl MeshThread {
@@ -56,12 +60,15 @@ impl MeshThread {
             waiting.wakes(&mut user);
         }
         let socket = (!self.deaf).then(|| self.engine.as_fd());
-        Wait { orders: &self.shared.wake, user, socket, blocked: self.engine.is_blocked(), due }.wait(more)
+        let looks = self.lively && self.user.as_ref().is_some_and(|user| user.awaits());
+        let linger = looks.then(|| Instant::now() + self.patience);
+        Wait { orders: &self.shared.wake, user, socket, blocked: self.engine.is_blocked(), due, linger }.wait(more)
     }
 
     /// Whether there is more to do at once.
     fn pass(&mut self, ready: Ready) -> bool {
         let now = Instant::now();
+        self.lively = ready.socket || ready.user;
         if ready.orders {
             self.obey(now);
         }

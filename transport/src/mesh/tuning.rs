@@ -19,6 +19,9 @@ pub struct MeshTuning {
     pub silence_max: Duration,
     /// Silence after which a peer is asked whether it is there.
     pub keep_alive: Duration,
+    /// How long the mesh's thread looks for what its user awaits, before it sleeps. To wake up a thread on an idle processor may take tens of
+    /// microseconds; looking costs a processor's time.
+    pub linger: Duration,
 }
 
 impl Default for MeshTuning {
@@ -28,6 +31,7 @@ impl Default for MeshTuning {
             mtu_max: 8952,
             silence_max: Duration::from_secs(3),
             keep_alive: Duration::from_millis(500),
+            linger: Duration::from_micros(100),
         }
     }
 }

@@ -9,6 +9,7 @@ const ANSWER_BYTES: usize = 4096;
 
 /// Keeps a number of requests going, and times each.
 struct Asker {
+    awaits: bool,
     outstanding: u64,
     left: u64,
     begun: Vec<Instant>,
@@ -17,7 +18,9 @@ struct Asker {
 }
 
 /// Answers each request with a page.
-struct Answerer;
+struct Answerer {
+    awaits: bool,
+}
 
 impl Asker {
     fn ask(&mut self, slot: u64, out: &mut dyn Outgoing) {
@@ -34,6 +37,10 @@ impl MeshUser for Asker {
 
     fn deadline(&self) -> Option<Instant> {
         None
+    }
+
+    fn awaits(&self) -> bool {
+        self.awaits
     }
 
     fn woken(&mut self, _: &mut dyn Outgoing) {}
@@ -70,6 +77,10 @@ impl MeshUser for Answerer {
         None
     }
 
+    fn awaits(&self) -> bool {
+        self.awaits
+    }
+
     fn woken(&mut self, _: &mut dyn Outgoing) {}
 
     fn connected(&mut self, _: Peer, _: &mut dyn Outgoing) {}
@@ -96,13 +107,18 @@ fn processor_time() -> Duration {
     Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap()
 }
 
-fn measure(world: &World, outstanding: u64, pairs: u64) {
+fn measure(world: &World, outstanding: u64, pairs: u64, awaits: [bool; 2]) {
     let (done, heard) = channel();
-    let (asking, answering) = (options(world, 0), options(world, 1));
+    let (mut asking, mut answering) = (options(world, 0), options(world, 1));
+    if let Ok(address) = std::env::var("MESH_ADDRESS") {
+        for options in [&mut asking, &mut answering] {
+            options.socket = UdpSocket::bind((address.as_str(), 0)).unwrap();
+        }
+    }
     let (asks, answers) = (asking.socket.local_addr().unwrap(), answering.socket.local_addr().unwrap());
     let begun = vec![Instant::now(); usize::try_from(outstanding).unwrap()];
-    let asker = Asker { outstanding, left: pairs, begun, took: Vec::new(), done };
-    let answerer = Mesh::start(answering, Box::new(Answerer)).unwrap();
+    let asker = Asker { awaits: awaits[0], outstanding, left: pairs, begun, took: Vec::new(), done };
+    let answerer = Mesh::start(answering, Box::new(Answerer { awaits: awaits[1] })).unwrap();
     answerer.add_peer(Peer(0), asks, expected(0));
     std::thread::sleep(Duration::from_millis(50));
     let (begin, used) = (Instant::now(), processor_time());
@@ -117,7 +133,7 @@ fn measure(world: &World, outstanding: u64, pairs: u64) {
     let at = |per_mille: usize| took[(took.len() - 1) * per_mille / 1000];
     let each = |total: f64| total / pairs as f64;
     println!(
-        "{outstanding:3} outstanding: p50 {:?} p99 {:?} p999 {:?}; {:.0} pairs/s, {:.1} µs of processor, {:.2} datagrams, {:.2} passes a pair, {} lost",
+        "{outstanding:2} outstanding, awaited {awaits:?}: p50 {:?} p99 {:?} p999 {:?}; {:.0} pairs/s, {:.1} µs of processor, {:.2} datagrams, {:.2} passes a pair, {} lost",
         at(500),
         at(990),
         at(999),
@@ -131,12 +147,15 @@ fn measure(world: &World, outstanding: u64, pairs: u64) {
     answerer.end();
 }
 
-/// `cargo test -p vmotion-transport -- --ignored --nocapture what_a_round_trip_costs`.
+/// `cargo test -p vmotion-transport -- --ignored --nocapture what_a_round_trip_costs`. With `MESH_ADDRESS`, an address of this host that is
+/// not loopback, packets are as long as on a network.
 #[test]
 #[ignore = "a measurement, run by hand"]
 fn what_a_round_trip_costs() {
     let world = world(2);
-    for (outstanding, pairs) in [(1, 50_000), (8, 100_000), (64, 200_000)] {
-        measure(&world, outstanding, pairs);
+    for awaits in [[false, false], [true, false], [true, true]] {
+        for (outstanding, pairs) in [(1, 50_000), (8, 100_000), (64, 200_000)] {
+            measure(&world, outstanding, pairs, awaits);
+        }
     }
 }

@@ -81,7 +81,7 @@ fn three_hosts_send_each_other_messages_of_all_lengths_on_all_streams() {
     let count: usize = received.iter().filter(|((from, _), _)| *from == 1).map(|(_, all)| all.len()).sum();
     eventually("it is counted", || {
         let peer = nodes[0].mesh.figures().peers.remove(&Peer(1)).unwrap();
-        assert!(peer.is_connected && peer.connections == 1 && peer.trouble.is_none(), "{peer:?}");
+        assert!(peer.is_connected && peer.connections == 1, "{peer:?}");
         peer.received_messages == count as u64
     });
 }

@@ -84,7 +84,8 @@ impl LaneThread {
             waiting.wakes(&mut user);
         }
         let socket = (!self.deaf).then(|| self.engine.as_fd());
-        Wait { orders: &self.shared.wake, user, socket, blocked: self.engine.is_blocked(), due }.wait(more)
+        Wait { orders: &self.shared.wake, user, socket, blocked: self.engine.is_blocked(), due, linger: None }
+            .wait(more)
     }
 
     /// Whether there is more to do at once.
