@@ -12,6 +12,9 @@
 //! Between two hosts there are numbered ordered streams in each direction, which never wait for each other; of what waits to be sent
 //! the lower number goes first. A connection that is lost is made again until its peer is taken away, and streams begin anew then: what
 //! was sent and not acknowledged by the user's own means is the user's to send again.
+//!
+//! Of two hosts the one with the lower number calls. A host is who its certificate says, has the machine's [`MeshTicket`], and stays the
+//! incarnation that it was at first contact until it is named anew ([`Mesh::add_peer`]).
 
 mod backoff;
 mod config;
@@ -58,7 +61,11 @@ pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
 /// Where a user puts what is to be sent; implemented by the mesh, and by tests.
 pub trait Outgoing {
-    /// Sends the message that `write` appends, of at most [`MESSAGE_BYTES_MAX`] bytes. To a peer that is not connected nothing is sent.
+    /// Sends the message that `write` appends, of at most [`MESSAGE_BYTES_MAX`] bytes. To a peer that is not connected nothing is sent, and
+    /// `write` is not called.
+    ///
+    /// # Panics
+    /// When the message is longer, or the stream's number is not below [`STREAMS_MAX`]: faults in this program.
     fn send(&mut self, to: Peer, stream: StreamNumber, write: &mut dyn FnMut(&mut Vec<u8>));
     /// Bytes that wait to be sent to this peer on this stream, for want of a path or of an acknowledgement: who sees it grow makes less.
     fn waiting(&self, to: Peer, stream: StreamNumber) -> usize;
