@@ -28,6 +28,17 @@ pub fn data_ranges(file: &File, within: Range<u64>) -> io::Result<Vec<Range<u64>
     Ok(ranges)
 }
 
+/// Frees the memory of `within` (in bytes) of a file: it reads as zero afterwards, and is mapped nowhere any more. Its length stays.
+///
+/// # Errors
+/// What `fallocate` says.
+pub fn punch_hole(file: &File, within: Range<u64>) -> io::Result<()> {
+    use rustix::fs::FallocateFlags;
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(file, flags, within.start, within.end.saturating_sub(within.start))?;
+    Ok(())
+}
+
 const SMALL_PAGE_BYTES: usize = 4096;
 /// Size and alignment of a huge page of x86-64.
 pub const HUGE_PAGE_BYTES: usize = 2 << 20;

@@ -41,6 +41,19 @@ impl ServiceAlias {
         Ok(())
     }
 
+    /// Copies the bytes from byte `offset` of the mapping on into `into`. Whoever writes them meanwhile may be seen with half of what
+    /// he writes. Allocates pages where the file has holes.
+    ///
+    /// # Errors
+    /// `InvalidInput` beyond the mapping's end.
+    pub fn read(&self, offset: usize, into: &mut [u8]) -> io::Result<()> {
+        let from = self.part(offset, into.len())?;
+        // SAFETY: the source lies within the mapping, as was just checked; the target is an exclusive slice and nothing else ever points
+        // into this mapping, so the two do not overlap. Bytes of any value are bytes; no reference to guest memory exists.
+        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
     /// Clears `range` (in bytes). Allocates pages where the file has holes.
     ///
     /// # Errors

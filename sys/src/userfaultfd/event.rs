@@ -21,6 +21,8 @@ pub struct PageFault {
     pub write: bool,
     /// The file has the page; it is only not mapped.
     pub minor: bool,
+    /// The page is mapped, and protected against writing ([`Userfault::set_protection`]).
+    pub protected: bool,
     /// The thread, as this process's PID namespace names it.
     pub thread: u32,
 }
@@ -36,6 +38,7 @@ fn parse(message: &[u8; MESSAGE_BYTES]) -> Option<PageFault> {
         address: usize::try_from(address).ok()?,
         write: flags & u64::from(raw::UFFD_PAGEFAULT_FLAG_WRITE) != 0,
         minor: flags & u64::from(raw::UFFD_PAGEFAULT_FLAG_MINOR) != 0,
+        protected: flags & u64::from(raw::UFFD_PAGEFAULT_FLAG_WP) != 0,
         thread,
     })
 }

@@ -81,6 +81,14 @@ impl CheckedMapping {
         Self { range: at(part.start)..at(part.end) }
     }
 
+    /// Forgets where its pages are; see [`drop_translations`].
+    ///
+    /// # Errors
+    /// What `madvise` says (`EINVAL`: part of a hugetlbfs page, or locked memory).
+    pub fn drop_translations(&self) -> io::Result<()> {
+        drop_one(self)
+    }
+
     /// Takes all access away (`mprotect` with `PROT_NONE`): touching it is an error from now on (`SIGSEGV`, and `EFAULT` inside system
     /// calls), also for threads that were waiting for a page of it, once they are woken. Splits the mapping.
     ///

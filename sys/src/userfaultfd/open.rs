@@ -31,15 +31,19 @@ impl Features {
     pub const MINOR_HUGETLBFS: Self = Self(raw::UFFD_FEATURE_MINOR_HUGETLBFS as u64);
     /// [`Userfault::poison`]; Linux 6.6.
     pub const POISON: Self = Self(raw::UFFD_FEATURE_POISON as u64);
+    /// [`Userfault::set_protection`] of pages of a memfd, and faults that say so; Linux 5.19.
+    pub const PROTECT_SHMEM: Self =
+        Self((raw::UFFD_FEATURE_WP_HUGETLBFS_SHMEM | raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP) as u64);
     /// Events name the thread; Linux 4.14. Always asked for.
     const THREAD_ID: Self = Self(raw::UFFD_FEATURE_THREAD_ID as u64);
 
-    const NAMES: [(Self, &str); 5] = [
+    const NAMES: [(Self, &str); 6] = [
         (Self::MISSING_SHMEM, "MISSING_SHMEM"),
         (Self::MINOR_SHMEM, "MINOR_SHMEM"),
         (Self::MISSING_HUGETLBFS, "MISSING_HUGETLBFS"),
         (Self::MINOR_HUGETLBFS, "MINOR_HUGETLBFS"),
         (Self::POISON, "POISON"),
+        (Self::PROTECT_SHMEM, "WP_HUGETLBFS_SHMEM"),
     ];
 
     /// Both.

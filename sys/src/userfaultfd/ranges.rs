@@ -3,10 +3,10 @@
 use super::{CheckedMapping, Userfault};
 use linux_raw_sys::general as raw;
 use linux_raw_sys::general::{
-    uffdio_continue, uffdio_copy, uffdio_poison, uffdio_range, uffdio_register, uffdio_zeropage,
+    uffdio_continue, uffdio_copy, uffdio_poison, uffdio_range, uffdio_register, uffdio_writeprotect, uffdio_zeropage,
 };
 use linux_raw_sys::ioctl::{
-    UFFDIO_CONTINUE, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_ZEROPAGE,
+    UFFDIO_CONTINUE, UFFDIO_COPY, UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT, UFFDIO_ZEROPAGE,
 };
 use std::ffi::c_ulong;
 use std::io;
@@ -14,11 +14,16 @@ use std::ops::Range;
 
 /// `_IOWR(0xaa, 8, struct uffdio_poison)`; linux-raw-sys has the structure only.
 const UFFDIO_POISON: u32 = 0xc020_aa08;
+/// `UFFDIO_CONTINUE_MODE_WP`; Linux 6.4, so wherever [`super::Features::POISON`] is. linux-raw-sys does not have it.
+const CONTINUE_MODE_WP: u64 = 1 << 1;
+/// `UFFDIO_WRITEPROTECT_MODE_WP`. Without it protection is taken off. linux-raw-sys does not have it.
+const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 const _: () = assert!(UFFDIO_REGISTER == 0xc020_aa00 && size_of::<uffdio_register>() == 0x20);
 const _: () = assert!(UFFDIO_UNREGISTER == 0x8010_aa01 && size_of::<uffdio_range>() == 0x10);
 const _: () = assert!(UFFDIO_WAKE == 0x8010_aa02);
 const _: () = assert!(UFFDIO_COPY == 0xc028_aa03 && size_of::<uffdio_copy>() == 0x28);
 const _: () = assert!(UFFDIO_ZEROPAGE == 0xc020_aa04 && size_of::<uffdio_zeropage>() == 0x20);
+const _: () = assert!(UFFDIO_WRITEPROTECT == 0xc018_aa06 && size_of::<uffdio_writeprotect>() == 0x18);
 const _: () = assert!(UFFDIO_CONTINUE == 0xc020_aa07 && size_of::<uffdio_continue>() == 0x20);
 const _: () = assert!(size_of::<uffdio_poison>() == 0x20);
 
@@ -77,7 +82,21 @@ impl Userfault {
     /// What the kernel says (`EINVAL`: not such a mapping; `EBUSY`: another userfaultfd has it; `ENOMEM`: the process has too many
     /// mappings, see `vm.max_map_count`).
     pub fn register(&self, range: &Range<usize>) -> io::Result<()> {
-        let mode = u64::from(raw::UFFDIO_REGISTER_MODE_MISSING | raw::UFFDIO_REGISTER_MODE_MINOR);
+        self.register_as(range, u64::from(raw::UFFDIO_REGISTER_MODE_MISSING | raw::UFFDIO_REGISTER_MODE_MINOR))
+    }
+
+    /// Like [`Self::register`], and pages can be protected against writing ([`Self::set_protection`]). Needs
+    /// [`super::Features::PROTECT_SHMEM`].
+    ///
+    /// # Errors
+    /// As for [`Self::register`].
+    pub fn register_with_protection(&self, range: &Range<usize>) -> io::Result<()> {
+        let protect = raw::UFFDIO_REGISTER_MODE_WP;
+        let mode = raw::UFFDIO_REGISTER_MODE_MISSING | raw::UFFDIO_REGISTER_MODE_MINOR | protect;
+        self.register_as(range, u64::from(mode))
+    }
+
+    fn register_as(&self, range: &Range<usize>, mode: u64) -> io::Result<()> {
         let mut argument = uffdio_register { range: raw_range(range), mode, ioctls: 0 };
         // SAFETY: an ioctl of userfaultfd that reads and writes one `uffdio_register`. Accesses may wait from now on, which changes
         // no contents.
@@ -107,11 +126,35 @@ impl Userfault {
     /// `UFFDIO_CONTINUE`: maps the pages that the file has, writable, and wakes their waiters.
     #[must_use]
     pub fn map_existing(&self, range: &Range<usize>) -> Progress {
-        let mut argument = uffdio_continue { range: raw_range(range), mode: 0, mapped: 0 };
+        self.continue_as(range, 0)
+    }
+
+    /// Like [`Self::map_existing`], protected against writing: a write is a fault. Needs [`Self::register_with_protection`] and Linux 6.4,
+    /// which every kernel is that has [`super::Features::POISON`].
+    #[must_use]
+    pub fn map_existing_protected(&self, range: &Range<usize>) -> Progress {
+        self.continue_as(range, CONTINUE_MODE_WP)
+    }
+
+    fn continue_as(&self, range: &Range<usize>, mode: u64) -> Progress {
+        let mut argument = uffdio_continue { range: raw_range(range), mode, mapped: 0 };
         // SAFETY: an ioctl of userfaultfd that reads and writes one `uffdio_continue`. What becomes visible is what the file holds
         // there, which is what the mapping would have shown without userfaultfd.
         let result = unsafe { self.ioctl(c_ulong::from(UFFDIO_CONTINUE), &mut argument) };
         progress(result, argument.mapped)
+    }
+
+    /// `UFFDIO_WRITEPROTECT`: when it has returned with `protect`, nobody can write the pages that are mapped, nor those that are not when they
+    /// are mapped by anything but [`Self::map_existing`]. Without, they may be written again, and their waiters are woken. Needs
+    /// [`Self::register_with_protection`].
+    ///
+    /// # Errors
+    /// What the kernel says (`ENOENT`: not registered so; `EAGAIN`: mappings are changing, again please).
+    pub fn set_protection(&self, range: &Range<usize>, protect: bool) -> io::Result<()> {
+        let mode = if protect { WRITEPROTECT_MODE_WP } else { 0 };
+        let mut argument = uffdio_writeprotect { range: raw_range(range), mode };
+        // SAFETY: an ioctl of userfaultfd that reads one `uffdio_writeprotect`; contents do not change.
+        unsafe { self.ioctl(c_ulong::from(UFFDIO_WRITEPROTECT), &mut argument) }
     }
 
     /// `UFFDIO_COPY`: gives the file pages that hold `bytes` where it has holes, maps them and wakes their waiters, at about half the

@@ -21,6 +21,11 @@ struct Rig {
 impl Rig {
     /// `None`, and says so, where userfaultfd is not permitted.
     fn new(test: &str) -> Option<Self> {
+        Self::with(test, false)
+    }
+
+    /// With protection against writing: only where the kernel has it, too.
+    fn with(test: &str, protection: bool) -> Option<Self> {
         let userfault = match Userfault::open() {
             Ok(userfault) => userfault,
             Err(error) => {
@@ -33,7 +38,13 @@ impl Rig {
         let guest = AlignedMapping::new(&file, 0, BYTES).unwrap();
         let alias = ServiceAlias::new(&file, 0, BYTES).unwrap();
         let rig = Self { userfault, file, guest, alias };
-        rig.userfault.register(&rig.pages(0, BYTES / PAGE)).unwrap();
+        if protection && !rig.userfault.features().contain(Features::PROTECT_SHMEM.and(Features::POISON)) {
+            println!("SKIPPED {test}: this kernel cannot protect pages of a memfd");
+            return None;
+        }
+        let all = rig.pages(0, BYTES / PAGE);
+        let register = if protection { Userfault::register_with_protection } else { Userfault::register };
+        register(&rig.userfault, &all).unwrap();
         Some(rig)
     }
 
@@ -155,6 +166,44 @@ fn copied_pages_fill_holes_only() {
     assert_eq!(rig.userfault.map_existing(&rig.pages(2, 1)).bytes, PAGE);
     assert_eq!(wait(&rig.touch(2)), 9);
     assert!(matches!(rig.userfault.copy(&all.part(0..PAGE), &[]).obstacle, Some(Obstacle::Other(_))));
+}
+
+#[test]
+fn protected_pages_are_read_and_their_writers_wait() {
+    let Some(rig) = Rig::with("protected_pages_are_read_and_their_writers_wait", true) else { return };
+    rig.alias.write(0, &[7]).unwrap();
+    let page = rig.pages(0, 1);
+    assert_eq!(rig.userfault.map_existing_protected(&page).bytes, PAGE);
+    assert_eq!(wait(&rig.touch(0)), 7);
+    let address = page.start;
+    let writer = std::thread::spawn(move || {
+        // SAFETY: mapped as long as the rig lives, which outlives this thread; only bytes, never references.
+        unsafe { std::ptr::with_exposed_provenance_mut::<u8>(address).write_volatile(8) };
+    });
+    let fault = rig.next_fault();
+    assert!(fault.protected && fault.write && !fault.minor, "{fault:?}");
+    let mut byte = [0];
+    rig.alias.read(0, &mut byte).unwrap();
+    assert_eq!(byte, [7]);
+    rig.userfault.set_protection(&page, false).unwrap();
+    writer.join().unwrap();
+    rig.userfault.set_protection(&page, true).unwrap();
+    rig.alias.read(0, &mut byte).unwrap();
+    assert_eq!(byte, [8]);
+}
+
+#[test]
+fn protection_of_a_page_survives_its_translation_and_hides_it_from_poison() {
+    let Some(rig) = Rig::with("protection_of_a_page_survives_its_translation_and_hides_it_from_poison", true) else {
+        return;
+    };
+    rig.alias.write(0, &[7]).unwrap();
+    let page = rig.pages(0, 1);
+    assert_eq!(rig.userfault.map_existing_protected(&page).bytes, PAGE);
+    rig.checked().part(0..PAGE).drop_translations().unwrap();
+    assert!(matches!(rig.userfault.poison(&page).obstacle, Some(Obstacle::Mapped)));
+    rig.userfault.set_protection(&page, false).unwrap();
+    assert_eq!(rig.userfault.poison(&page).bytes, PAGE);
 }
 
 /// Writes the first byte of a page of A into a pipe: a fault inside a system call, as KVM's are.
