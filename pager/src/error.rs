@@ -57,6 +57,20 @@ pub enum PagerError {
         /// How many there are.
         bytes: usize,
     },
+    /// A page that the guest may touch has no memory any more: somebody else punched a hole into the memfd.
+    #[error("The bytes of page {index} are gone from the memfd")]
+    Vanished {
+        /// Which page.
+        index: u64,
+    },
+    /// The kernel asks to try again without end.
+    #[error("Page {index} could not be mapped in {tries} tries: the process's mappings keep changing")]
+    KeepsChanging {
+        /// Which page.
+        index: u64,
+        /// How often it was tried.
+        tries: u32,
+    },
     /// [`crate::Pager::abandon`] was called.
     #[error("The missing pages were given up")]
     Abandoned,

@@ -21,12 +21,16 @@
 //! The invariant: a page becomes visible in A only with all its bytes, and every waiter is woken after that. Never: touch A
 //! from a thread that serves faults (it would wait for itself).
 //!
+//! That is a move's memory, where every page comes once and stays. Memory whose pages come and go, for a machine on several hosts, is
+//! [`CoherentMemory`].
+//!
 //! What the rest of the process must not do to A while pages are missing: populate it (`MADV_POPULATE_*` waits for every missing
 //! page), collapse it to huge pages (`MADV_COLLAPSE` would show missing pages to the guest), or punch holes into the memfd.
 #![forbid(unsafe_code)]
 
 mod abandon;
 mod arm;
+mod coherent;
 mod error;
 mod fault;
 mod install;
@@ -40,12 +44,13 @@ mod state;
 mod stats;
 
 pub use arm::Prepared;
+pub use coherent::{Allow, CoherentMemory, Touch};
 pub use error::PagerError;
 pub use fault::Resolution;
 pub use pager::Pager;
 pub use queue::{Fault, FaultQueue};
 pub use space::GuestRegion;
-pub use stats::{FaultStats, Stalls};
+pub use stats::{FaultStats, Recorder, Stalls};
 
 use vmotion_sys::userfaultfd::{Features, Userfault};
 

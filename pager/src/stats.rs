@@ -91,24 +91,36 @@ impl Waiters {
     }
 }
 
+/// Makes [`Stalls`] of single ones.
 #[derive(Debug)]
-struct Recorder {
+pub struct Recorder {
     histogram: Histogram<u64>,
     total: Duration,
 }
 
+impl Default for Recorder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Recorder {
-    fn new() -> Self {
+    /// Nobody has waited yet.
+    #[must_use]
+    pub fn new() -> Self {
         let histogram = Histogram::new_with_bounds(1, STALL_NS_MAX, 2).expect("the bounds are valid ones");
         Self { histogram, total: Duration::ZERO }
     }
 
-    fn add(&mut self, stall: Duration) {
+    /// A thread has waited this long.
+    pub fn add(&mut self, stall: Duration) {
         self.histogram.saturating_record(u64::try_from(stall.as_nanos()).unwrap_or(u64::MAX));
         self.total += stall;
     }
 
-    fn stalls(&self) -> Stalls {
+    /// All of them so far.
+    #[must_use]
+    pub fn stalls(&self) -> Stalls {
         let at = |quantile| Duration::from_nanos(self.histogram.value_at_quantile(quantile));
         Stalls {
             count: self.histogram.len(),
