@@ -1,11 +1,13 @@
 //! How can one machine live on several hosts?
 //!
 //! Every host of a spanning machine maps all of its memory, and the [`directory`] decides which host may touch which page: transition functions
-//! without I/O, without a clock and without threads, so that what the model checker explores is what runs. [`vcpus`] carries interrupts,
-//! accesses to devices and whole vCPUs between the hosts. Who has which piece the [`registry`] decides.
+//! without I/O, without a clock and without threads, so that what the model checker explores is what runs. [`memory`] runs them: it
+//! carries out on one host's memory what they decide, and carries their messages between hosts. [`vcpus`] carries interrupts, accesses to
+//! devices and whole vCPUs. Who has which piece the [`registry`] decides.
 
 #![forbid(unsafe_code)]
 
 pub mod directory;
+pub mod memory;
 pub mod registry;
 pub mod vcpus;

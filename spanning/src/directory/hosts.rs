@@ -16,6 +16,12 @@ impl HostId {
         if number < HOSTS_MAX { Some(Self(number)) } else { None }
     }
 
+    /// As [`Self::new`] takes it.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+
     /// Its place in the machine's list of hosts.
     #[must_use]
     pub fn index(self) -> usize {
@@ -41,6 +47,18 @@ impl HostSet {
     #[must_use]
     pub const fn only(host: HostId) -> Self {
         Self(1 << host.0)
+    }
+
+    /// The set whose members' bits are one.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// A bit for each host.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
     }
 
     /// Is it in the set?

@@ -51,12 +51,30 @@ impl<M: Clone> Outbox<M> {
         Self { first: 0, unacknowledged: VecDeque::new(), limit }
     }
 
+    /// Messages that wait for their acknowledgement.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.unacknowledged.len()
+    }
+
+    /// Nothing waits for its acknowledgement.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.unacknowledged.is_empty()
+    }
+
+    /// Would [`Self::push`] refuse?
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.unacknowledged.len() >= self.limit
+    }
+
     /// Numbers a message, which is to be sent now.
     ///
     /// # Errors
     /// The stream must first be acknowledged further.
     pub fn push(&mut self, message: M) -> Result<Numbered<M>, Full> {
-        if self.unacknowledged.len() >= self.limit {
+        if self.is_full() {
             return Err(Full { limit: self.limit });
         }
         let number = self.first + self.unacknowledged.len() as u64;

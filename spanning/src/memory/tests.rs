@@ -1,0 +1,187 @@
+//! A node and a peer that says anything at all: no panic, no failure of the node, and no byte of memory that was granted to nobody.
+
+use super::wire::tests::packet;
+use super::wire::{Lane, encode};
+use super::*;
+use crate::directory::{
+    Access, Answer, Content, HostId, HostSet, Message, Order, PAGES_PER_SHARD, Reply, Route, ShardNumber, Txn, Version,
+};
+use proptest::prelude::*;
+use std::fs::File;
+use vmotion_model::{Epoch, MemoryLayout, PageNumber};
+use vmotion_pager::{GuestRegion, PagerError};
+use vmotion_sys::memory::{AlignedMapping, data_ranges};
+use vmotion_transport::mesh::{MeshUser, Outgoing, Peer, StreamNumber};
+
+const PAGES: u64 = 64 << 8;
+
+/// Nobody is at the other end.
+#[derive(Default)]
+struct Sink {
+    sent: Vec<(u8, Vec<u8>)>,
+}
+
+impl Outgoing for Sink {
+    fn send(&mut self, _: Peer, stream: StreamNumber, write: &mut dyn FnMut(&mut Vec<u8>)) {
+        let mut bytes = Vec::new();
+        write(&mut bytes);
+        self.sent.push((stream.0, bytes));
+    }
+
+    fn waiting(&self, _: Peer, _: StreamNumber) -> usize {
+        0
+    }
+}
+
+struct Nobody;
+
+impl Registry for Nobody {
+    fn claim(&mut self, _: ShardNumber, _: Route) {}
+}
+
+struct Rig {
+    node: MemoryNode,
+    control: NodeControl,
+    memfd: File,
+    sent: Sink,
+    /// How many messages were said in each lane.
+    numbers: [u64; 4],
+    _mapping: AlignedMapping,
+}
+
+fn host(number: u8) -> HostId {
+    HostId::new(number).unwrap()
+}
+
+fn rig(test: &str) -> Option<Rig> {
+    let memfd = File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    rustix::fs::ftruncate(&memfd, PAGES * 4096).unwrap();
+    let mapping = AlignedMapping::new(&memfd, 0, usize::try_from(PAGES).unwrap() * 4096).unwrap();
+    let address = mapping.address().expose_provenance();
+    let route =
+        |shard: u64| (ShardNumber(shard), Route { home: host(u8::try_from(shard % 3).unwrap()), epoch: Epoch::FIRST });
+    let config = NodeConfig {
+        host: host(0),
+        hosts: HostSet::from_bits(0b111),
+        layout: MemoryLayout::for_ram(PAGES * 4096).unwrap(),
+        memfd: &memfd,
+        regions: &[GuestRegion { address, first: 0, pages: PAGES, file_offset: 0 }],
+        routes: &mut (0..PAGES / PAGES_PER_SHARD).map(route),
+        first_stream: 1,
+        registry: Box::new(Nobody),
+        on_failure: Box::new(|error| panic!("{error:?}")),
+        measures: false,
+    };
+    match MemoryNode::new(config) {
+        Ok((mut node, control)) => {
+            let mut sent = Sink::default();
+            node.connected(Peer(1), &mut sent);
+            Some(Rig { node, control, memfd, sent, numbers: [0; 4], _mapping: mapping })
+        }
+        Err(NodeError::Memory(error @ (PagerError::NotPermitted(_) | PagerError::Lacks { .. }))) => {
+            println!("SKIPPED {test}: {error}");
+            None
+        }
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+impl Rig {
+    /// Host 1 says it, properly numbered. Was it taken?
+    fn hear(&mut self, packet: &super::wire::Packet) -> bool {
+        let lane = packet.lane();
+        let number = self.numbers[lane.index()];
+        self.numbers[lane.index()] += 1;
+        let mut bytes = Vec::new();
+        encode(&mut bytes, (Lane::Reply, 0), Some((number, packet)));
+        self.hear_bytes(1 + lane as u8, &bytes)
+    }
+
+    fn hear_bytes(&mut self, stream: u8, bytes: &[u8]) -> bool {
+        self.node.received(Peer(1), StreamNumber(stream), bytes, &mut self.sent).is_ok()
+    }
+
+    fn assert_untouched(&self) {
+        assert!(self.control.failure().is_none());
+        assert_eq!(data_ranges(&self.memfd, 0..PAGES * 4096).unwrap(), []);
+    }
+}
+
+fn bytes(value: u8) -> Content<PageBytes> {
+    Content::Bytes(PageBytes::copy_of(&[value; 4096]).unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn whatever_a_peer_says_touches_no_memory(packets in proptest::collection::vec(packet(), 1..200)) {
+        if let Some(mut rig) = rig("whatever_a_peer_says_touches_no_memory") {
+            for packet in packets {
+                rig.hear(&packet);
+                rig.node.woken(&mut rig.sent);
+            }
+            rig.assert_untouched();
+        }
+    }
+}
+
+#[test]
+fn garbage_touches_no_memory() {
+    let Some(mut rig) = rig("garbage_touches_no_memory") else { return };
+    let mut random = 88_172_645_463_325_252_u64;
+    let mut next = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    for _ in 0..20_000 {
+        let length = next() % 80;
+        let mut message: Vec<u8> = (0..length).map(|_| next().to_le_bytes()[0]).collect();
+        // Half of it begins like something.
+        if next() % 2 == 0 && message.len() > 2 {
+            message[0] %= 5;
+            message[1] %= 5;
+        }
+        let stream = next().to_le_bytes()[0] % 16;
+        rig.hear_bytes(stream, &message);
+    }
+    rig.assert_untouched();
+}
+
+#[test]
+fn what_was_not_asked_is_refused() {
+    let Some(mut rig) = rig("what_was_not_asked_is_refused") else { return };
+    let page = |message| super::wire::Packet::Page(PageNumber(512), message);
+    let txn = Txn { epoch: Epoch::FIRST, number: 1 };
+    let grant = Reply::Grant { txn, access: Access::Write, version: Version(1), content: Some(bytes(7)) };
+    assert!(!rig.hear(&page(Message::Reply(grant))), "a grant that answers nothing");
+    assert!(!rig.hear(&page(Message::Reply(Reply::PutAck))));
+    assert!(!rig.hear(&page(Message::Reply(Reply::Lost))));
+    assert!(rig.hear(&page(Message::Answer { txn, answer: Answer::AckData(bytes(7)) })), "late: the home has gone");
+    let here = super::wire::Packet::Page(PageNumber(0), Message::Answer { txn, answer: Answer::AckData(bytes(7)) });
+    assert!(!rig.hear(&here), "a transaction that was not begun");
+    let word = Route { home: host(2), epoch: Epoch(2) };
+    assert!(!rig.hear(&super::wire::Packet::Word(ShardNumber(0), word)), "the word of somebody else");
+    assert!(rig.hear(&page(Message::Order { txn, order: Order::Inv })), "late, and answered");
+    rig.assert_untouched();
+    // A message that came, comes again, and one that is missing.
+    let mut again = Vec::new();
+    encode(&mut again, (Lane::Reply, 0), Some((0, &page(Message::Order { txn, order: Order::Inv }))));
+    let before = rig.sent.sent.len();
+    assert!(rig.hear_bytes(1, &again));
+    assert_eq!(rig.sent.sent.len(), before, "it is not answered twice");
+    let mut gap = Vec::new();
+    encode(&mut gap, (Lane::Reply, 0), Some((9, &page(Message::Order { txn, order: Order::Inv }))));
+    assert!(!rig.hear_bytes(1, &gap));
+    assert!(rig.node.received(Peer(0), StreamNumber(1), &again, &mut rig.sent).is_err(), "this host itself");
+    assert!(rig.node.received(Peer(200), StreamNumber(1), &again, &mut rig.sent).is_err(), "nobody");
+}
+
+#[test]
+fn a_page_costs_few_bytes_of_knowledge() {
+    let (holder, spot) = (size_of::<crate::directory::Holder>(), size_of::<spot::Spot>());
+    println!("a holder has {holder} bytes, with its hold window and who waits {spot}");
+    assert!(spot <= 256);
+}

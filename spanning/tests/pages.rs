@@ -1,0 +1,182 @@
+//! Single pages: zero ones, ones that are given up, ones that move home, ones that are lost, and who cannot wait.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "in a test a panic is the report")]
+
+mod common;
+
+use common::{Cluster, Options, PAGE, host, relaxed, skipped, watched};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use vmotion_model::PageNumber;
+use vmotion_spanning::directory::ShardNumber;
+
+/// Waits until it is so.
+fn eventually(what: &str, so: impl Fn() -> bool) {
+    for _ in 0..5_000 {
+        if so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("{what}: not within 5 s");
+}
+
+#[test]
+fn zero_pages_never_travel() {
+    if skipped("zero_pages_never_travel") {
+        return;
+    }
+    watched(|| {
+        let cluster = Cluster::new(&Options::default());
+        for guest in &cluster.guests {
+            for page in 0..1536 {
+                assert_eq!(relaxed(guest.word(page, 7)), 0);
+            }
+        }
+        // Written, and zero all the same.
+        for page in 0..1536 {
+            cluster.guests[page % 3].word(page as u64, 7).store(0, Ordering::Relaxed);
+        }
+        for page in 0..1536 {
+            assert_eq!(relaxed(cluster.guests[(page + 1) % 3].word(page as u64, 7)), 0);
+        }
+        assert_eq!(cluster.pages_sent(), 0);
+        // No message was as long as a page, so none had one.
+        let (messages, bytes) = (&cluster.fabric.messages, &cluster.fabric.bytes);
+        assert!(bytes.load(Ordering::Relaxed) < messages.load(Ordering::Relaxed) * 100);
+        cluster.guests[2].word(3, 7).store(1, Ordering::Relaxed);
+        assert_eq!(relaxed(cluster.guests[1].word(3, 7)), 1);
+        assert_eq!(cluster.pages_sent(), 2, "to the home, and from there");
+        cluster.assert_no_misfits();
+    });
+}
+
+#[test]
+fn pages_that_are_given_up_free_their_memory_and_keep_their_bytes() {
+    if skipped("pages_that_are_given_up_free_their_memory_and_keep_their_bytes") {
+        return;
+    }
+    watched(|| {
+        let cluster = Cluster::new(&Options { hosts: 2, ..Options::default() });
+        for page in 0..1024 {
+            cluster.guests[0].word(page, 5).store(page + 1, Ordering::Relaxed);
+        }
+        assert_eq!(cluster.guests[0].allocated(), 1024);
+        cluster.evict_all(0);
+        eventually("all is given up", || cluster.stats(0).counts.evicted == 1024 && cluster.guests[0].allocated() == 0);
+        for page in 0..1024 {
+            assert_eq!(relaxed(cluster.guests[usize::from(page % 3 == 0)].word(page, 5)), page + 1);
+        }
+        cluster.assert_no_misfits();
+    });
+}
+
+#[test]
+fn a_shard_moves_home_with_its_pages() {
+    if skipped("a_shard_moves_home_with_its_pages") {
+        return;
+    }
+    watched(|| {
+        let cluster = Cluster::new(&Options::default());
+        for page in 0..512 {
+            cluster.guests[page % 3].word(page as u64, 5).store(page as u64 + 1, Ordering::Relaxed);
+        }
+        for page in 0..256 {
+            assert_eq!(relaxed(cluster.guests[0].word(page, 5)), page + 1);
+        }
+        assert!(cluster.controls[0].relocate(ShardNumber(0), host(0)).is_err(), "to itself");
+        assert!(cluster.controls[1].relocate(ShardNumber(0), host(2)).is_err(), "it is not there");
+        for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+            cluster.controls[from].relocate(ShardNumber(0), host(to)).unwrap();
+            eventually("the shard has moved", || {
+                // It answers that it has nothing to move once it is gone, and moves it while it is here.
+                cluster.store.route(0).home == host(to)
+            });
+            for page in 0..512 {
+                let (reader, writer) = (&cluster.guests[from], &cluster.guests[to]);
+                let before = relaxed(reader.word(page, 5));
+                assert_eq!(writer.word(page, 5).fetch_add(1, Ordering::SeqCst), before);
+            }
+        }
+        assert_eq!(cluster.store.route(0).epoch.0, 4);
+        for page in 0..512 {
+            assert_eq!(relaxed(cluster.guests[1].word(page, 5)), page + 4);
+        }
+        cluster.assert_no_misfits();
+    });
+}
+
+#[test]
+fn pages_of_a_fenced_host_are_lost_and_said_to_be() {
+    if skipped("pages_of_a_fenced_host_are_lost_and_said_to_be") {
+        return;
+    }
+    watched(|| {
+        let cluster = Cluster::new(&Options::default());
+        // Its home is host 0; host 2 writes one page, and reads and is read on another.
+        cluster.guests[2].word(1, 0).store(1, Ordering::Relaxed);
+        cluster.guests[1].word(2, 0).store(2, Ordering::Relaxed);
+        assert_eq!(relaxed(cluster.guests[2].word(2, 0)), 2);
+        assert_eq!(cluster.controls[2].fence(host(2)).unwrap(), []);
+        assert_eq!(cluster.controls[0].fence(host(2)).unwrap(), [PageNumber(1)]);
+        assert_eq!(cluster.controls[1].fence(host(2)).unwrap(), []);
+        assert_eq!(cluster.guests[1].touch_in_kernel(1), Some(rustix::io::Errno::FAULT));
+        assert_eq!(cluster.guests[0].touch_in_kernel(1), Some(rustix::io::Errno::FAULT));
+        assert_eq!(relaxed(cluster.guests[0].word(2, 0)), 2);
+        cluster.guests[0].word(2, 0).store(3, Ordering::Relaxed);
+        assert_eq!(relaxed(cluster.guests[1].word(2, 0)), 3);
+    });
+}
+
+#[test]
+fn faults_of_the_kernel_are_served() {
+    if skipped("faults_of_the_kernel_are_served") {
+        return;
+    }
+    watched(|| {
+        let cluster = Cluster::new(&Options::default());
+        cluster.guests[2].word(700, 0).store(9, Ordering::Relaxed);
+        for guest in &cluster.guests {
+            assert_eq!(guest.touch_in_kernel(700), None);
+        }
+        assert_eq!(cluster.pages_sent(), 2, "from the writer to its home, and to the third host");
+        assert_eq!(PAGE, 4096);
+    });
+}
+
+#[test]
+fn what_is_asked_while_there_is_no_connection_is_answered_when_there_is() {
+    if skipped("what_is_asked_while_there_is_no_connection_is_answered_when_there_is") {
+        return;
+    }
+    watched(|| {
+        let cluster = Cluster::new(&Options { hosts: 2, ..Options::default() });
+        cluster.guests[1].word(0, 0).store(5, Ordering::Relaxed);
+        cluster.fabric.cut(0, 1);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| relaxed(cluster.guests[0].word(0, 0)));
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!reader.is_finished());
+            // What needs nobody else goes on.
+            cluster.guests[0].word(1, 0).store(1, Ordering::Relaxed);
+            cluster.fabric.connect(0, 1);
+            assert_eq!(reader.join().unwrap(), 5);
+        });
+        cluster.assert_no_misfits();
+    });
+}
+
+#[test]
+fn a_node_that_is_stopped_says_so() {
+    if skipped("a_node_that_is_stopped_says_so") {
+        return;
+    }
+    watched(|| {
+        let cluster = Cluster::new(&Options { hosts: 2, ..Options::default() });
+        let control = cluster.controls[1].clone();
+        control.stop().unwrap();
+        assert!(control.statistics().is_ok());
+        drop(cluster);
+        assert!(control.statistics().is_err());
+        assert!(control.failure().is_none());
+    });
+}
