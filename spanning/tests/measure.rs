@@ -50,24 +50,27 @@ fn touch_all(cluster: &Cluster, what: &str, threads: u64, touch: fn(&Guest, u64)
 }
 
 fn costs(cluster: &Cluster) {
+    let (messages, sending) = (&cluster.fabric.messages, &cluster.fabric.sending_ns);
+    let sending = sending.load(Ordering::Relaxed) as f64 / messages.load(Ordering::Relaxed) as f64 / 1000.0;
+    println!("  the test's own mesh takes {sending:.2} µs to pass a message on");
     for host in 0..2 {
         let stats = cluster.stats(host);
-        let (costs, counts) = (stats.costs, stats.counts);
+        let costs = stats.costs;
         let us = |cost: Cost| cost.mean().as_nanos() as f64 / 1000.0;
-        let inside = costs.reading_faults.total
-            + costs.filling.total
-            + costs.installing.total
-            + costs.revoking.total
-            + costs.copying.total;
-        let rest = (costs.passes.total.saturating_sub(inside)).as_nanos() as f64 / 1000.0 / counts.passes as f64;
+        let calls = [costs.reading_faults, costs.filling, costs.installing, costs.revoking, costs.copying];
+        let inside: Duration = calls.iter().map(|cost| cost.total).sum();
+        let sent: u64 = stats.peers.iter().map(|peer| peer.traffic.messages_sent).sum();
+        let rest = costs.passes.total.saturating_sub(inside).as_nanos() as f64 / 1000.0 - sent as f64 * sending;
         println!(
-            "  host {host}: read faults {:.2}, fill {:.2}, install {:.2}, revoke {:.2}, copy {:.2}, pass {:.2} (without calls {rest:.2}) µs",
+            "  host {host}: read faults {:.2}, fill {:.2}, install {:.2}, revoke {:.2}, copy {:.2}; pass {:.2}, of which {:.2} are \
+             neither calls nor sending µs",
             us(costs.reading_faults),
             us(costs.filling),
             us(costs.installing),
             us(costs.revoking),
             us(costs.copying),
             us(costs.passes),
+            rest / costs.passes.times as f64,
         );
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Fabric {
     pub(crate) messages: AtomicU64,
     pub(crate) bytes: AtomicU64,
     pub(crate) refused: AtomicU64,
+    /// Time spent in waking up whoever a message is for.
+    pub(crate) sending_ns: AtomicU64,
 }
 
 impl Fabric {
@@ -45,6 +47,7 @@ impl Fabric {
             messages: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            sending_ns: AtomicU64::new(0),
         }
     }
 
@@ -169,7 +172,10 @@ impl Outgoing for Sender<'_> {
         assert!(bytes.len() <= MESSAGE_BYTES_MAX && stream.0 < 16);
         self.fabric.messages.fetch_add(1, Ordering::Relaxed);
         self.fabric.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let start = Instant::now();
         self.fabric.deliver(to, Arrival::Message { from: self.number, generation, stream, bytes });
+        let took = u64::try_from(start.elapsed().as_nanos()).unwrap_or(0);
+        self.fabric.sending_ns.fetch_add(took, Ordering::Relaxed);
     }
 
     fn waiting(&self, _: Peer, _: StreamNumber) -> usize {
