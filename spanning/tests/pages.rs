@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Cluster, Options, PAGE, host, relaxed, skipped, watched};
+use common::{Cluster, Options, PAGE, Vcpu, host, relaxed, skipped, watched};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use vmotion_model::PageNumber;
@@ -101,6 +101,58 @@ fn a_shard_moves_home_with_its_pages() {
         for page in 0..512 {
             assert_eq!(relaxed(cluster.guests[1].word(page, 5)), page + 4);
         }
+        cluster.assert_no_misfits();
+    });
+}
+
+#[test]
+fn a_shard_that_nobody_claims_is_taken_back() {
+    if skipped("a_shard_that_nobody_claims_is_taken_back") {
+        return;
+    }
+    watched(|| {
+        let cluster = Cluster::new(&Options::default());
+        cluster.guests[2].word(1, 0).store(1, Ordering::Relaxed);
+        cluster.store.deaf.store(true, Ordering::Release);
+        cluster.controls[0].relocate(ShardNumber(0), host(1)).unwrap();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| relaxed(cluster.guests[0].word(1, 0)));
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!reader.is_finished(), "both homes wait");
+            cluster.store.deaf.store(false, Ordering::Release);
+            cluster.controls[0].take_back(ShardNumber(0)).unwrap();
+            assert_eq!(reader.join().unwrap(), 1);
+        });
+        assert_eq!((cluster.store.route(0).home, cluster.store.route(0).epoch.0), (host(0), 2));
+        for guest in &cluster.guests {
+            assert_eq!(guest.word(2, 0).fetch_add(1, Ordering::SeqCst) / 3, 0);
+        }
+        // The one that did not claim it hears of the next move as well.
+        cluster.controls[0].relocate(ShardNumber(0), host(1)).unwrap();
+        eventually("the shard has moved", || cluster.store.route(0).home == host(1));
+        assert!(cluster.guests.iter().all(|guest| relaxed(guest.word(2, 0)) == 3));
+        cluster.assert_no_misfits();
+    });
+}
+
+/// Rule 7: without hold windows two hosts could take the halves of it from each other for ever.
+#[test]
+fn hosts_that_need_two_pages_at_once_get_on() {
+    if skipped("hosts_that_need_two_pages_at_once_get_on") {
+        return;
+    }
+    watched(|| {
+        let cluster = Cluster::new(&Options::default());
+        let writer = |number: usize| {
+            let write = move |guest: &common::Guest| {
+                for value in 0..1_000_000 {
+                    // One of the two pages has its home elsewhere than the other.
+                    guest.write_across(511, value);
+                }
+            };
+            (number, Box::new(write) as Vcpu<'static, ()>)
+        };
+        cluster.run((0..3).map(writer).collect());
         cluster.assert_no_misfits();
     });
 }

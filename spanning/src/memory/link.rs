@@ -12,6 +12,9 @@ use crate::directory::{HostId, Moment};
 use std::collections::VecDeque;
 use vmotion_transport::mesh::{Outgoing, Peer, StreamNumber};
 
+#[cfg(test)]
+mod tests;
+
 /// Messages of a lane that wait for their acknowledgement.
 const UNACKNOWLEDGED_MAX: usize = 4096;
 /// So many messages are acknowledged at once.

@@ -7,7 +7,7 @@ pub(crate) mod mesh;
 
 use mesh::{Fabric, Running};
 use std::fs::File;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use vmotion_model::{Epoch, MemoryLayout, PageNumber};
@@ -97,6 +97,14 @@ impl Guest {
         unsafe { AtomicU64::from_ptr(address.cast()) }
     }
 
+    /// Writes a number half of which is in `page` and half in the next one: one instruction needs both.
+    pub(crate) fn write_across(&self, page: u64, value: u64) {
+        assert!(page + 1 < self.pages);
+        let address = self.mapping.address().wrapping_add(usize::try_from(page + 1).unwrap() * PAGE - 4);
+        // SAFETY: mapped as long as `self` lives; whatever is in it is a number; nobody has a reference to it.
+        unsafe { address.cast::<u64>().write_unaligned(value) };
+    }
+
     /// Reads a byte inside a system call, as the kernel does on behalf of KVM: the error that gives.
     pub(crate) fn touch_in_kernel(&self, page: u64) -> Option<rustix::io::Errno> {
         let (_reader, writer) = rustix::pipe::pipe().unwrap();
@@ -118,6 +126,8 @@ impl Guest {
 pub(crate) struct Store {
     routes: Arc<Mutex<Vec<Route>>>,
     controls: Arc<Mutex<Vec<NodeControl>>>,
+    /// It hears nobody, and keeps nothing of what is said.
+    pub(crate) deaf: Arc<AtomicBool>,
 }
 
 impl Store {
@@ -137,6 +147,9 @@ struct Claims {
 
 impl Registry for Claims {
     fn claim(&mut self, shard: ShardNumber, wanted: Route) {
+        if self.store.deaf.load(Ordering::Acquire) {
+            return;
+        }
         let mut routes = self.store.routes.lock().unwrap();
         let known = &mut routes[usize::try_from(shard.0).unwrap()];
         if wanted.epoch == known.epoch.next() {
@@ -185,7 +198,7 @@ impl Cluster {
         let shards = usize::try_from(pages.div_ceil(PAGES_PER_SHARD)).unwrap();
         let routes: Vec<_> =
             (0..shards).map(|shard| Route { home: host(shard % hosts), epoch: Epoch::FIRST }).collect();
-        let store = Store { routes: Arc::new(Mutex::new(routes.clone())), controls: Arc::default() };
+        let store = Store { routes: Arc::new(Mutex::new(routes.clone())), ..Store::default() };
         let fabric = Arc::new(Fabric::new(hosts, jumble));
         let (mut guests, mut controls, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
         for number in 0..hosts {
