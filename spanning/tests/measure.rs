@@ -57,14 +57,16 @@ fn costs(cluster: &Cluster) {
         let stats = cluster.stats(host);
         let costs = stats.costs;
         let us = |cost: Cost| cost.mean().as_nanos() as f64 / 1000.0;
-        let calls = [costs.reading_faults, costs.filling, costs.installing, costs.revoking, costs.copying];
+        let calls =
+            [costs.reading_faults, costs.placing, costs.filling, costs.installing, costs.revoking, costs.copying];
         let inside: Duration = calls.iter().map(|cost| cost.total).sum();
         let sent: u64 = stats.peers.iter().map(|peer| peer.traffic.messages_sent).sum();
         let rest = costs.passes.total.saturating_sub(inside).as_nanos() as f64 / 1000.0 - sent as f64 * sending;
         println!(
-            "  host {host}: read faults {:.2}, fill {:.2}, install {:.2}, revoke {:.2}, copy {:.2}; pass {:.2}, of which {:.2} are \
+            "  host {host}: read faults {:.2}, place {:.2}, fill {:.2}, install {:.2}, revoke {:.2}, copy {:.2}; pass {:.2}, of which {:.2} are \
              neither calls nor sending µs",
             us(costs.reading_faults),
+            us(costs.placing),
             us(costs.filling),
             us(costs.installing),
             us(costs.revoking),

@@ -94,6 +94,14 @@ fn disturb(cluster: &Cluster, mut random: Random, stop: &AtomicBool) {
     cluster.pairs().into_iter().for_each(|(one, other)| cluster.fabric.connect(one, other));
 }
 
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn what_random_vcpus_see_fits_together() {
     if skipped("what_random_vcpus_see_fits_together") {
@@ -115,9 +123,9 @@ fn what_random_vcpus_see_fits_together() {
         let stop = AtomicBool::new(false);
         let counted = std::thread::scope(|scope| {
             scope.spawn(|| disturb(&cluster, Random(seed), &stop));
-            let counted = cluster.run((0..VCPUS).map(vcpu).collect());
-            stop.store(true, Ordering::Relaxed);
-            counted
+            // Also when a vCPU panics.
+            let _stop = StopOnDrop(&stop);
+            cluster.run((0..VCPUS).map(vcpu).collect())
         });
         let total: u64 = counted.iter().sum();
         for guest in &cluster.guests {

@@ -1,6 +1,6 @@
 //! What a holder decides, as system calls and messages.
 
-use super::bytes::{PageBytes, content_of};
+use super::bytes::{PAGE_BYTES, PageBytes, content_of};
 use super::error::{NodeError, Outcome, Trouble, at_page};
 use super::node::{Life, MemoryNode};
 use super::wire::Packet;
@@ -44,9 +44,17 @@ impl MemoryNode {
         while let Some(event) = next.take() {
             let epoch = self.table.route(page).ok_or(NodeError::Homeless(page))?.epoch;
             let at = At { now: self.now(), epoch };
-            let spot = self.spots.get_mut(page);
-            let (holder, effects) = spot.holder.step(at, event).map_err(|error| self.misfit(blamed, page, error))?;
+            let before = self.spots.get_mut(page).holder;
+            let (holder, effects) = before.step(at, event).map_err(|error| self.misfit(blamed, page, error))?;
             self.spots.get_mut(page).holder = holder;
+            let effects = match effects {
+                // Nothing was ever here, so there is no memory yet: one system call does both.
+                [Some(Effect::Fill(content)), Some(Effect::Map(access))] if before.version().is_none() => {
+                    next = Some(self.place(page, index, &content, access)?);
+                    [None, None]
+                }
+                effects => effects,
+            };
             for effect in effects.into_iter().flatten() {
                 debug_assert!(next.is_none(), "what reports comes last");
                 next = self.perform(page, index, effect, out)?;
@@ -146,6 +154,29 @@ impl MemoryNode {
         }
         self.counters.costs.filling.since(start);
         Ok(())
+    }
+
+    fn place(
+        &mut self,
+        page: PageNumber,
+        index: u64,
+        content: &Content<PageBytes>,
+        access: Access,
+    ) -> Result<Event<PageBytes>, NodeError> {
+        let start = self.clock();
+        let bytes = match content {
+            Content::Zero => {
+                self.counters.counts.zeroed += 1;
+                &[0; PAGE_BYTES]
+            }
+            Content::Bytes(bytes) => {
+                self.counters.counts.filled += 1;
+                bytes.as_slice()
+            }
+        };
+        self.memory.place(index, bytes, allow(access)).map_err(at_page("place memory", page))?;
+        self.counters.costs.placing.since(start);
+        Ok(self.installed(page))
     }
 
     /// The page is mapped, and whoever waited for it is awake.

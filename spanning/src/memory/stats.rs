@@ -58,6 +58,8 @@ pub struct Counts {
 pub struct Costs {
     /// Reading events.
     pub reading_faults: Cost,
+    /// `Fill` and `Map` in one, where the page had no memory.
+    pub placing: Cost,
     /// `Fill`: bytes into the memfd.
     pub filling: Cost,
     /// `Map` and `Unprotect`.

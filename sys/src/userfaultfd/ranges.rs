@@ -16,6 +16,8 @@ use std::ops::Range;
 const UFFDIO_POISON: u32 = 0xc020_aa08;
 /// `UFFDIO_CONTINUE_MODE_WP`; Linux 6.4, so wherever [`super::Features::POISON`] is. linux-raw-sys does not have it.
 const CONTINUE_MODE_WP: u64 = 1 << 1;
+/// `UFFDIO_COPY_MODE_WP`. linux-raw-sys does not have it.
+const COPY_MODE_WP: u64 = 1 << 1;
 /// `UFFDIO_WRITEPROTECT_MODE_WP`. Without it protection is taken off. linux-raw-sys does not have it.
 const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 const _: () = assert!(UFFDIO_REGISTER == 0xc020_aa00 && size_of::<uffdio_register>() == 0x20);
@@ -163,11 +165,21 @@ impl Userfault {
     /// many whole pages.
     #[must_use]
     pub fn copy(&self, place: &CheckedMapping, bytes: &[u8]) -> Progress {
+        self.copy_as(place, bytes, 0)
+    }
+
+    /// Like [`Self::copy`], protected against writing. Needs [`Self::register_with_protection`].
+    #[must_use]
+    pub fn copy_protected(&self, place: &CheckedMapping, bytes: &[u8]) -> Progress {
+        self.copy_as(place, bytes, COPY_MODE_WP)
+    }
+
+    fn copy_as(&self, place: &CheckedMapping, bytes: &[u8], mode: u64) -> Progress {
         if bytes.len() != place.range().len() {
             return Progress { bytes: 0, obstacle: Some(Obstacle::Other(io::ErrorKind::InvalidInput.into())) };
         }
         let (dst, src) = (place.range().start as u64, bytes.as_ptr().expose_provenance() as u64);
-        let mut argument = uffdio_copy { dst, src, len: bytes.len() as u64, mode: 0, copy: 0 };
+        let mut argument = uffdio_copy { dst, src, len: bytes.len() as u64, mode, copy: 0 };
         // SAFETY: an ioctl of userfaultfd that reads and writes one `uffdio_copy`, and reads the slice it points to. What it writes are
         // holes of a shared mapping of guest memory, which was checked: as for `ServiceAlias::write`, no reference into that exists.
         let result = unsafe { self.ioctl(c_ulong::from(UFFDIO_COPY), &mut argument) };
