@@ -57,7 +57,7 @@ impl MemoryNode {
             };
             for effect in effects.into_iter().flatten() {
                 debug_assert!(next.is_none(), "what reports comes last");
-                next = self.perform(page, index, effect, out)?;
+                next = self.perform(blamed, page, index, effect, out)?;
             }
             // What follows is this host's own.
             blamed = self.host;
@@ -71,9 +71,10 @@ impl MemoryNode {
         if from == self.host { NodeError::Protocol(misfit).into() } else { misfit.into() }
     }
 
-    /// Carries an effect out. What it reports comes when the system call has returned.
+    /// Carries an effect of what `from` said out. What it reports comes when the system call has returned.
     fn perform(
         &mut self,
+        from: HostId,
         page: PageNumber,
         index: u64,
         effect: Effect<PageBytes>,
@@ -106,7 +107,7 @@ impl MemoryNode {
             }
             Effect::HoldUntil(until) => {
                 self.counters.counts.held += 1;
-                self.timers.push(Reverse((until, page)));
+                self.timers.push(Reverse((until, page, from)));
             }
             Effect::Free => {
                 self.putting.remove(&page);
@@ -241,14 +242,13 @@ impl MemoryNode {
     /// Orders whose hold window is over.
     pub(super) fn hold_over(&mut self, now: Moment, out: &mut dyn Outgoing) -> Outcome {
         let mut outcome = Ok(());
-        while let Some(Reverse((due, page))) = self.timers.peek().copied() {
+        while let Some(Reverse((due, page, giver))) = self.timers.peek().copied() {
             if due > now {
                 break;
             }
             self.timers.pop();
-            // The order was somebody's, and if it fits no rule, its giver's fault: everybody else's orders are still due.
-            let home = self.table.route(page).map_or(self.host, |route| route.home);
-            let done = self.step(home, page, Event::HoldOver, out);
+            // If the order fits no rule, that is its giver's fault: everybody else's orders are still due.
+            let done = self.step(giver, page, Event::HoldOver, out);
             if outcome.is_ok() || matches!(done, Err(Trouble::Node(_))) {
                 outcome = done;
             }

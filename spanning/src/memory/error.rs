@@ -74,6 +74,9 @@ pub enum PeerError {
     /// Parts of shards in disorder.
     #[error("Entries of {0} are not the ones that were to follow")]
     Parts(ShardNumber),
+    /// An order or a grant by a host that is not the page's home.
+    #[error("Order or grant of {0} does not come from its home")]
+    NotHome(PageNumber),
     /// A peer that the machine does not have, or not any more.
     #[error("Peer {0} has no part in the machine")]
     Stranger(u8),

@@ -4,7 +4,7 @@ use super::bytes::PageBytes;
 use super::error::{NodeError, Outcome, PeerError};
 use super::node::{Life, MemoryNode};
 use super::wire::Packet;
-use crate::directory::{Event, HostId, Message, Misfit, ProtocolError, ShardNumber};
+use crate::directory::{Event, HostId, Message, Misfit, ProtocolError, ShardNumber, Txn};
 use vmotion_model::PageNumber;
 use vmotion_transport::mesh::{Outgoing, Peer, StreamNumber};
 
@@ -33,11 +33,26 @@ impl MemoryNode {
     }
 
     fn hear(&mut self, from: HostId, page: PageNumber, message: Message<PageBytes>, out: &mut dyn Outgoing) -> Outcome {
+        if matches!(message, Message::Order { .. } | Message::Reply(_)) && !self.counts(from, page, message.txn())? {
+            return Ok(());
+        }
         match message {
             Message::Request { .. } | Message::Answer { .. } => self.home_hears(from, page, message, out),
             Message::Order { txn, order } => self.step(from, page, Event::Order { from, txn, order }, out),
             Message::Reply(reply) => self.hear_reply(from, page, reply, out),
         }
+    }
+
+    /// Orders and grants come from the home. A later epoch than the one known here may have another home. An earlier one has ended, and so
+    /// have its transactions: what comes of it now is a recall that a `Put` has answered.
+    fn counts(&self, from: HostId, page: PageNumber, txn: Option<Txn>) -> Result<bool, PeerError> {
+        // Not within a transaction: the holder knows whether it has asked.
+        let Some(txn) = txn else { return Ok(true) };
+        let known = self.table.route(page).ok_or(PeerError::NotHome(page))?;
+        if txn.epoch == known.epoch && from != known.home {
+            return Err(PeerError::NotHome(page));
+        }
+        Ok(txn.epoch >= known.epoch)
     }
 
     pub(super) fn home_hears(

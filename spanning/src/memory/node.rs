@@ -81,8 +81,8 @@ pub struct MemoryNode {
     pub(super) local: VecDeque<(PageNumber, Message<PageBytes>)>,
     /// What homes want said; empty between calls.
     pub(super) letters: Vec<Letter<PageBytes>>,
-    /// When orders that were put off are due.
-    pub(super) timers: BinaryHeap<Reverse<(Moment, PageNumber)>>,
+    /// When orders that were put off are due, and who gave them.
+    pub(super) timers: BinaryHeap<Reverse<(Moment, PageNumber, HostId)>>,
     pub(super) moving: Moving,
     pub(super) registry: Box<dyn Registry>,
     /// Pages to be given up, and those that are being given up.
@@ -237,7 +237,7 @@ impl MeshUser for MemoryNode {
         if self.life == Life::Stopped {
             return None;
         }
-        let timer = self.timers.peek().map(|Reverse((due, _))| *due);
+        let timer = self.timers.peek().map(|Reverse((due, ..))| *due);
         let links = self.links.iter().flatten().filter_map(Link::deadline).min();
         let due = timer.into_iter().chain(links).min()?;
         Some(self.start + Duration::from_micros(due.0))

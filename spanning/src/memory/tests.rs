@@ -180,6 +180,31 @@ fn what_was_not_asked_is_refused() {
 }
 
 #[test]
+fn nobody_but_its_home_orders_a_page_away() {
+    let Some(mut rig) = rig("nobody_but_its_home_orders_a_page_away") else { return };
+    // Its home is here, so it is granted in one pass.
+    let touched = rig.node.touched(PageNumber(0), Access::Write, std::time::Instant::now(), &mut rig.sent);
+    assert!(touched.is_ok());
+    rig.node.woken(&mut rig.sent);
+    assert_eq!(rig.node.spots.get_mut(PageNumber(0)).holder.rights(), crate::directory::Rights::Modified);
+    let order = |epoch, order| {
+        let txn = Txn { epoch: Epoch(epoch), number: 9 };
+        super::wire::Packet::Page(PageNumber(0), Message::Order { txn, order })
+    };
+    assert!(rig.hear(&order(0, Order::Inv)), "late, and ignored");
+    assert!(!rig.hear(&order(1, Order::Inv)));
+    assert!(!rig.hear(&order(1, Order::Recall(crate::directory::Left::Invalid))));
+    // It may be the home of an epoch that is not known here; but a writer is not told to drop its copy.
+    rig.hear(&order(2, Order::Inv));
+    while let Some(due) = rig.node.deadline() {
+        std::thread::sleep(due.saturating_duration_since(std::time::Instant::now()));
+        rig.node.woken(&mut rig.sent);
+    }
+    assert_eq!(rig.node.spots.get_mut(PageNumber(0)).holder.rights(), crate::directory::Rights::Modified);
+    assert!(rig.control.failure().is_none());
+}
+
+#[test]
 fn a_page_costs_few_bytes_of_knowledge() {
     let (holder, spot) = (size_of::<crate::directory::Holder>(), size_of::<spot::Spot>());
     println!("a holder has {holder} bytes, with its hold window and who waits {spot}");
