@@ -31,9 +31,10 @@ pub enum RelocationError {
     Gone(#[from] Gone),
 }
 
-/// The machine's store, which decides who has a shard. It is asked by the node's thread and must not make it wait: it passes the question on,
-/// and whoever gets the answer says it by [`NodeControl::word`].
-pub trait Registry: Send {
+/// The machine's store, which decides who has a shard. It is asked by the node's thread and must not make it wait, as the
+/// [`Registry`](crate::registry::Registry) of other pieces may: it passes the question on, and whoever gets the answer says it by
+/// [`NodeControl::word`].
+pub trait ShardRegistry: Send {
     /// This host asks for `shard`: a compare-and-set from the epoch before `wanted.epoch` to `wanted`.
     fn claim(&mut self, shard: ShardNumber, wanted: Route);
 }

@@ -38,7 +38,7 @@ mod window;
 mod wire;
 
 pub use bytes::PageBytes;
-pub use control::{Gone, NodeControl, Registry, RelocationError};
+pub use control::{Gone, NodeControl, RelocationError, ShardRegistry};
 pub use error::{NodeError, PeerError};
 pub use hot::HotPages;
 pub use link::Traffic;

@@ -1,7 +1,7 @@
 //! A node, and what a mesh asks of it.
 
 use super::bytes::{PAGE_BYTES, PageBytes};
-use super::control::{Mailbox, NodeControl, Registry};
+use super::control::{Mailbox, NodeControl, ShardRegistry};
 use super::error::{NodeError, Outcome, PeerError, Trouble};
 use super::link::Link;
 use super::moving::Moving;
@@ -40,7 +40,7 @@ pub struct NodeConfig<'a> {
     /// The first of four streams of the mesh; the lower ones are for what is more urgent than memory.
     pub first_stream: u8,
     /// What a relocation asks.
-    pub registry: Box<dyn Registry>,
+    pub registry: Box<dyn ShardRegistry>,
     /// Called once by the node's thread when it cannot go on: the machine must be stopped on this host.
     pub on_failure: Box<dyn FnOnce(Arc<NodeError>) + Send>,
     /// Take the time of every step ([`Costs`](super::Costs)): about 0.5 µs a fault.
@@ -84,7 +84,7 @@ pub struct MemoryNode {
     /// When orders that were put off are due, and who gave them.
     pub(super) timers: BinaryHeap<Reverse<(Moment, PageNumber, HostId)>>,
     pub(super) moving: Moving,
-    pub(super) registry: Box<dyn Registry>,
+    pub(super) registry: Box<dyn ShardRegistry>,
     /// Pages to be given up, and those that are being given up.
     pub(super) evictions: VecDeque<PageNumber>,
     pub(super) putting: HashSet<PageNumber>,
@@ -100,6 +100,9 @@ pub struct MemoryNode {
 }
 
 impl MemoryNode {
+    /// Streams of the mesh that a node needs, in a row.
+    pub const STREAMS: u8 = 4;
+
     /// From here on every touch of the machine's memory on this host waits for a grant, and somebody must drive the node.
     ///
     /// # Errors
@@ -111,7 +114,7 @@ impl MemoryNode {
         if !hosts.contains(host) {
             return Err(problem("this host is not among its hosts"));
         }
-        if first_stream > STREAMS_MAX - 4 {
+        if first_stream > STREAMS_MAX - Self::STREAMS {
             return Err(problem("there are not four streams left"));
         }
         let memory = CoherentMemory::new(memfd, regions).map_err(NodeError::Memory)?;

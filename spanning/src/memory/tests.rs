@@ -35,7 +35,7 @@ impl Outgoing for Sink {
 
 struct Nobody;
 
-impl Registry for Nobody {
+impl ShardRegistry for Nobody {
     fn claim(&mut self, _: ShardNumber, _: Route) {}
 }
 

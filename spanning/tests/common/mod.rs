@@ -13,7 +13,7 @@ use std::time::Duration;
 use vmotion_model::{Epoch, MemoryLayout, PageNumber};
 use vmotion_pager::{GuestRegion, PagerError};
 use vmotion_spanning::directory::{HostId, HostSet, PAGES_PER_SHARD, Route, ShardNumber};
-use vmotion_spanning::memory::{MemoryNode, NodeConfig, NodeControl, NodeError, NodeStats, Registry};
+use vmotion_spanning::memory::{MemoryNode, NodeConfig, NodeControl, NodeError, NodeStats, ShardRegistry};
 use vmotion_sys::memory::AlignedMapping;
 
 pub(crate) const PAGE: usize = 4096;
@@ -145,7 +145,7 @@ struct Claims {
     store: Store,
 }
 
-impl Registry for Claims {
+impl ShardRegistry for Claims {
     fn claim(&mut self, shard: ShardNumber, wanted: Route) {
         if self.store.deaf.load(Ordering::Acquire) {
             return;
