@@ -74,6 +74,8 @@ impl CoherentMemory {
         let userfault = open(NEEDED.and(Features::PROTECT_SHMEM).and(Features::POISON))?;
         let alias = ServiceAlias::new(memfd, space.file_base(), bytes_of(space.pages()))
             .map_err(PagerError::kernel("map the memory a second time"))?;
+        // Memory for one page would otherwise be memory for 512. A kernel that has no huge pages refuses, and that is as well.
+        let _ = alias.decline_huge_pages();
         let memfd = memfd.try_clone().map_err(PagerError::kernel("duplicate the memfd"))?;
         // First registered, then dropped: in the other order a touch between the two would map the page again, unseen.
         for mapping in &mappings {

@@ -9,7 +9,7 @@ use super::spot::Spots;
 use super::stats::Counters;
 use super::wire::Known;
 use crate::directory::{
-    HOSTS_MAX, Homes, HostId, HostSet, Message, Moment, Outgoing as Letter, PAGES_PER_SHARD, Route, ShardNumber, Table,
+    Homes, HostId, HostSet, Message, Moment, Outgoing as Letter, PAGES_PER_SHARD, Route, ShardNumber, Table,
 };
 use rustix::fd::{AsFd, BorrowedFd};
 use std::cmp::Reverse;
@@ -75,7 +75,7 @@ pub struct MemoryNode {
     pub(super) table: Table,
     pub(super) homes: Homes<PageBytes>,
     pub(super) spots: Spots,
-    /// By the host's number; none for this host.
+    /// By the host's number, up to the highest; none for this host.
     pub(super) links: Vec<Option<Link>>,
     /// What this host says to itself, in order.
     pub(super) local: VecDeque<(PageNumber, Message<PageBytes>)>,
@@ -132,6 +132,7 @@ impl MemoryNode {
         {
             return Err(problem("a part of its memory has no home, or one that is not among its hosts"));
         }
+        let last_host = hosts.iter().last().map_or(0, HostId::number);
         let new_link = |number| {
             let peer = HostId::new(number).filter(|peer| *peer != host && hosts.contains(*peer))?;
             Some(Link::new(peer, first_stream))
@@ -144,7 +145,7 @@ impl MemoryNode {
             table,
             homes,
             spots: Spots::default(),
-            links: (0..HOSTS_MAX).map(new_link).collect(),
+            links: (0..=last_host).map(new_link).collect(),
             local: VecDeque::new(),
             letters,
             timers: BinaryHeap::new(),
@@ -202,7 +203,7 @@ impl MemoryNode {
     }
 
     /// What this host cannot go on after. Returns what the peer did wrong, if that is all.
-    fn judge(&mut self, peer: Option<Peer>, outcome: Outcome) -> Result<(), PeerError> {
+    pub(super) fn judge(&mut self, peer: Option<Peer>, outcome: Outcome) -> Result<(), PeerError> {
         match outcome {
             Ok(()) => Ok(()),
             Err(Trouble::Peer(error)) => {

@@ -8,6 +8,8 @@ use crate::directory::{
 };
 use proptest::prelude::*;
 use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use vmotion_model::{Epoch, MemoryLayout, PageNumber};
 use vmotion_pager::{GuestRegion, PagerError};
 use vmotion_sys::memory::{AlignedMapping, data_ranges};
@@ -46,6 +48,8 @@ struct Rig {
     sent: Sink,
     /// How many messages were said in each lane.
     numbers: [u64; 4],
+    /// The node said that it cannot go on.
+    failures: Arc<AtomicBool>,
     _mapping: AlignedMapping,
 }
 
@@ -60,6 +64,8 @@ fn rig(test: &str) -> Option<Rig> {
     let address = mapping.address().expose_provenance();
     let route =
         |shard: u64| (ShardNumber(shard), Route { home: host(u8::try_from(shard % 3).unwrap()), epoch: Epoch::FIRST });
+    let failures = Arc::new(AtomicBool::new(false));
+    let failed = Arc::clone(&failures);
     let config = NodeConfig {
         host: host(0),
         hosts: HostSet::from_bits(0b111),
@@ -69,14 +75,14 @@ fn rig(test: &str) -> Option<Rig> {
         routes: &mut (0..PAGES / PAGES_PER_SHARD).map(route),
         first_stream: 1,
         registry: Box::new(Nobody),
-        on_failure: Box::new(|error| panic!("{error:?}")),
+        on_failure: Box::new(move |_| failed.store(true, Ordering::Relaxed)),
         measures: false,
     };
     match MemoryNode::new(config) {
         Ok((mut node, control)) => {
             let mut sent = Sink::default();
             node.connected(Peer(1), &mut sent);
-            Some(Rig { node, control, memfd, sent, numbers: [0; 4], _mapping: mapping })
+            Some(Rig { node, control, memfd, sent, numbers: [0; 4], failures, _mapping: mapping })
         }
         Err(NodeError::Memory(error @ (PagerError::NotPermitted(_) | PagerError::Lacks { .. }))) => {
             println!("SKIPPED {test}: {error}");
@@ -202,6 +208,29 @@ fn nobody_but_its_home_orders_a_page_away() {
     }
     assert_eq!(rig.node.spots.get_mut(PageNumber(0)).holder.rights(), crate::directory::Rights::Modified);
     assert!(rig.control.failure().is_none());
+}
+
+#[test]
+fn a_system_call_that_fails_stops_the_node_and_says_why() {
+    let Some(mut rig) = rig("a_system_call_that_fails_stops_the_node_and_says_why") else { return };
+    let touch = |rig: &mut Rig| {
+        let outcome = rig.node.touched(PageNumber(0), Access::Write, std::time::Instant::now(), &mut rig.sent);
+        let _ = rig.node.judge(None, outcome);
+        rig.node.woken(&mut rig.sent);
+    };
+    touch(&mut rig);
+    assert!(rig.control.failure().is_none());
+    // Somebody else takes the memory away.
+    vmotion_sys::memory::punch_hole(&rig.memfd, 0..4096).unwrap();
+    touch(&mut rig);
+    let failure = rig.control.failure().unwrap();
+    assert_eq!(
+        vmotion_model::error_chain(&*failure),
+        "Could not wake who waits at page 0x0: The bytes of page 0 are gone from the memfd"
+    );
+    assert!(rig.failures.load(Ordering::Relaxed));
+    assert!(rig.hear_bytes(1, &[9]), "nobody listens any more");
+    assert_eq!(rig.node.deadline(), None);
 }
 
 #[test]

@@ -21,6 +21,14 @@ impl ServiceAlias {
         Ok(Self { mapping: AlignedMapping::new(file, offset, bytes)? })
     }
 
+    /// Writing through it makes small pages only from now on, whatever the host's setting for transparent huge pages is.
+    ///
+    /// # Errors
+    /// What `madvise` says (`EINVAL`: a kernel without transparent huge pages, which has only small ones anyway).
+    pub fn decline_huge_pages(&self) -> io::Result<()> {
+        self.mapping.decline_huge_pages()
+    }
+
     fn part(&self, offset: usize, bytes: usize) -> io::Result<*mut u8> {
         if offset.checked_add(bytes).is_none_or(|end| end > self.mapping.bytes()) {
             return Err(io::ErrorKind::InvalidInput.into());
