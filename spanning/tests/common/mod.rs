@@ -97,6 +97,11 @@ impl Guest {
         unsafe { AtomicU64::from_ptr(address.cast()) }
     }
 
+    /// Where it is in this process, and its length in pages.
+    pub(crate) fn mapped_at(&self) -> (usize, u64) {
+        (self.mapping.address().expose_provenance(), self.pages)
+    }
+
     /// Writes a number half of which is in `page` and half in the next one: one instruction needs both.
     pub(crate) fn write_across(&self, page: u64, value: u64) {
         assert!(page + 1 < self.pages);
