@@ -53,6 +53,13 @@ fn costs(cluster: &Cluster) {
     let (messages, sending) = (&cluster.fabric.messages, &cluster.fabric.sending_ns);
     let sending = sending.load(Ordering::Relaxed) as f64 / messages.load(Ordering::Relaxed) as f64 / 1000.0;
     println!("  the test's own mesh takes {sending:.2} µs to pass a message on");
+    let stalls = cluster.stats(0).faults;
+    println!(
+        "  from the event that is read to the page that is mapped: reads p50 {:.1}, writes p50 {:.1} µs; before and after that is the \
+         fault's way to the node, and the thread's way back",
+        stalls.reads_away.p50.as_nanos() as f64 / 1000.0,
+        stalls.writes_away.p50.as_nanos() as f64 / 1000.0,
+    );
     for host in 0..2 {
         let stats = cluster.stats(host);
         let costs = stats.costs;
