@@ -11,7 +11,7 @@
 //! **All state of a page lives on one thread**, the mesh's: there are no locks, and whatever wakes the thread is dealt with to its end in
 //! one pass. Home and holder of the same host talk through a queue that the same pass empties, never by recursion.
 //!
-//! Messages go in four [lanes](wire), orders and answers before replies, those before requests, and shards that move last. Each lane is
+//! Messages go in four lanes, orders and answers before replies, those before requests, and shards that move last. Each lane is
 //! numbered and replayed, so a connection that is lost loses nothing.
 //!
 //! What must never happen: this thread touching the guest's mapping (it would wait for itself), reading a page before its revocation has
