@@ -1,6 +1,6 @@
 //! Who has which piece of a machine: decided in the store, by compare-and-set, for all hosts.
 
-use crate::directory::HostId;
+use crate::directory::{HostId, ShardNumber};
 use std::fmt;
 use thiserror::Error;
 use vmotion_model::Epoch;
@@ -10,12 +10,15 @@ use vmotion_model::Epoch;
 pub enum Piece {
     /// A vCPU, by its number.
     Vcpu(u8),
+    /// The homes of 2 MiB of memory.
+    Shard(ShardNumber),
 }
 
 impl fmt::Display for Piece {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Vcpu(vcpu) => write!(f, "vcpu{vcpu}"),
+            Self::Shard(shard) => shard.fmt(f),
         }
     }
 }

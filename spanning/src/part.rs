@@ -1,0 +1,357 @@
+//! One host's part of a spanning machine, put together: the machine, its memory, its vCPUs, and the mesh that all of it talks over.
+//!
+//! ```text
+//!   Machine (KVM) ── faults ──▶ MemoryNode ─┐
+//!        └── interrupts, accesses ─▶ Vcpus ─┴─▶ one thread ── Mesh ──▶ the other hosts
+//! ```
+
+use crate::{
+    directory::{HostId, HostSet, PAGES_PER_SHARD, Route, ShardNumber},
+    memory::{Gone, MemoryNode, NodeConfig, NodeControl, NodeError, RelocationError, ShardRegistry},
+    registry::{Piece, Placement, Registry},
+    vcpus::{Clocks, Given, MoveError, VcpuUser, Vcpus},
+};
+use rustix::fd::BorrowedFd;
+use std::{
+    fmt, io,
+    net::{SocketAddr, UdpSocket},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use thiserror::Error;
+use vmotion_machine::{ExitReason, Machine, MachineConfig, MachineError, Part, VcpuSet};
+use vmotion_model::{MemoryLayout, error_chain};
+use vmotion_pager::GuestRegion;
+use vmotion_transport::{
+    ExpectedPeer, Identity,
+    mesh::{Mesh, MeshFigures, MeshOptions, MeshTicket, MeshTuning, MeshUser, Outgoing, Peer, StreamNumber},
+    session::SessionError,
+};
+
+/// Streams below are those of vCPUs, from here on those of memory.
+const MEMORY_STREAMS: u8 = 1;
+/// How long to wait before the store is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Why a part could not be put together.
+#[derive(Debug, Error)]
+pub enum PartError {
+    /// The machine.
+    #[error("This host's part of the machine cannot be built")]
+    Machine(#[from] MachineError),
+    /// Its memory.
+    #[error("This host's part of the machine's memory cannot be served")]
+    Memory(#[from] NodeError),
+    /// The mesh.
+    #[error("This host cannot talk to the machine's other hosts")]
+    Mesh(#[from] SessionError),
+    /// A thread or a descriptor.
+    #[error("This process may not have what a part of a machine needs")]
+    Process(#[from] io::Error),
+    /// The placement of its pieces does not fit the machine.
+    #[error("{what} {found} does not fit: {expected}")]
+    Placement {
+        /// Which field.
+        what: &'static str,
+        /// What is in it.
+        found: String,
+        /// What would fit.
+        expected: String,
+    },
+}
+
+/// Another host of the machine.
+#[derive(Debug, Clone)]
+pub struct OtherHost {
+    /// Its place in the machine's list of hosts.
+    pub id: HostId,
+    /// Where its mesh listens.
+    pub address: SocketAddr,
+    /// Who it must show that it is.
+    pub expected: ExpectedPeer,
+}
+
+/// What a part is put together from.
+pub struct PartConfig {
+    /// The machine; which part of it follows from the rest.
+    pub machine: MachineConfig,
+    /// This host.
+    pub me: HostId,
+    /// The host with the devices, the I/O APIC and the console.
+    pub hub: HostId,
+    /// All others.
+    pub others: Vec<OtherHost>,
+    /// Where each vCPU is, in the order of their numbers.
+    pub vcpus: Vec<Placement>,
+    /// Where the home of each shard is.
+    pub homes: Vec<(ShardNumber, Route)>,
+    /// The mesh's socket.
+    pub socket: UdpSocket,
+    /// Who this host is.
+    pub identity: Arc<Identity>,
+    /// Which run of this host it is.
+    pub incarnation: u64,
+    /// The secret of the machine's mesh.
+    pub ticket: MeshTicket,
+    /// How to use the paths.
+    pub tuning: MeshTuning,
+    /// Who decides where pieces are.
+    pub registry: Arc<dyn Registry>,
+    /// How the hosts' TSCs differ.
+    pub clocks: Arc<dyn Clocks>,
+}
+
+/// The shards of a machine with this memory.
+pub fn shards(layout: &MemoryLayout) -> impl Iterator<Item = ShardNumber> {
+    let mut next = 0;
+    let ranges: Vec<_> = layout.regions().iter().map(|region| region.start.0..region.end().0).collect();
+    ranges.into_iter().flat_map(move |range| {
+        let shards = (range.start / PAGES_PER_SHARD).max(next)..range.end.div_ceil(PAGES_PER_SHARD);
+        next = shards.end.max(next);
+        shards.map(ShardNumber)
+    })
+}
+
+/// This host's part of a machine. Where the guest has not ended, end the process rather than drop this: vCPUs and devices may wait for pages.
+pub struct SpanningPart {
+    machine: Arc<Machine>,
+    vcpus: Vcpus,
+    memory: NodeControl,
+    registry: Arc<dyn Registry>,
+    mesh: Mesh,
+}
+
+impl fmt::Debug for SpanningPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpanningPart")
+            .field("machine", &self.machine)
+            .field("vcpus", &self.vcpus)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SpanningPart {
+    /// Puts the part together and begins to talk to the others. Nothing of the guest runs, and no memory is there but what they have.
+    ///
+    /// # Errors
+    /// [`PartError`]; nothing is left behind.
+    pub fn start(config: PartConfig) -> Result<Self, PartError> {
+        let PartConfig {
+            machine,
+            me,
+            hub,
+            others,
+            vcpus,
+            homes,
+            socket,
+            identity,
+            incarnation,
+            ticket,
+            tuning,
+            registry,
+            clocks,
+        } = config;
+        let hosts = others.iter().fold(HostSet::only(me), |hosts, other| hosts.with(other.id));
+        check(&machine, hosts, hub, &vcpus)?;
+        let name = machine.spec.name.clone();
+        let here: VcpuSet = (0u8..).zip(&vcpus).filter(|(_, at)| at.host == me).map(|(vcpu, _)| vcpu).collect();
+        let vcpus = Vcpus::new(me, hub, vcpus)?;
+        let part = Part { vcpus: here, devices: me == hub, elsewhere: vcpus.elsewhere() };
+        let machine = Arc::new(Machine::prepare(&MachineConfig { part: Some(part), ..machine })?);
+        let ram = machine.memory();
+        // Huge pages would be mapped whole: a page is what has a holder.
+        let regions: Vec<GuestRegion> = ram.mapped_at().map(region_of).collect();
+        let (questions, asked) = mpsc::channel();
+        let failing = Arc::downgrade(&machine);
+        let on_failure = move |error: Arc<NodeError>| {
+            if let Some(machine) = failing.upgrade() {
+                machine.end(ExitReason::InternalError { text: error_chain(&*error) });
+            }
+        };
+        let (node, memory) = MemoryNode::new(NodeConfig {
+            host: me,
+            hosts,
+            layout: ram.layout().clone(),
+            memfd: ram.memfd(),
+            regions: &regions,
+            routes: &mut homes.into_iter(),
+            first_stream: MEMORY_STREAMS,
+            registry: Box::new(Questions(questions)),
+            on_failure: Box::new(on_failure),
+            measures: false,
+        })?;
+        let (store, control) = (Arc::clone(&registry), memory.clone());
+        thread::Builder::new().name("placements".to_owned()).spawn(move || ask(&*store, &control, &asked))?;
+        let mut letters = vcpus.serve(&machine, &registry, &clocks)?;
+        others.iter().for_each(|other| letters.add(peer(other.id)));
+        let options = MeshOptions { socket, identity, me: peer(me), incarnation, machine: name, ticket, tuning };
+        let mesh = Mesh::start(options, Box::new(Users { letters, node }))?;
+        for OtherHost { id, address, expected } in others {
+            mesh.add_peer(peer(id), address, expected);
+        }
+        Ok(Self { machine, vcpus, memory, registry, mesh })
+    }
+
+    /// The machine's part. On the hub its kernel is loaded ([`Machine::load`]), on the others it stands by ([`Machine::stand_by`]); then
+    /// it is resumed.
+    #[must_use]
+    pub const fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    /// Its memory.
+    #[must_use]
+    pub const fn memory(&self) -> &NodeControl {
+        &self.memory
+    }
+
+    /// Where each vCPU is, as far as is known here.
+    #[must_use]
+    pub fn vcpus(&self) -> Vec<Placement> {
+        self.vcpus.placements()
+    }
+
+    /// The connections with the other hosts.
+    #[must_use]
+    pub fn figures(&self) -> MeshFigures {
+        self.mesh.figures()
+    }
+
+    /// Moves a vCPU from this host to `to`. Waits for `patience` at most, unless the store cannot be heard.
+    ///
+    /// # Errors
+    /// [`MoveError`]: it runs here as before, or is where it was.
+    pub fn give_vcpu(&self, vcpu: u8, to: HostId, patience: Duration) -> Result<Given, MoveError> {
+        self.vcpus.give(&self.machine, &self.registry, vcpu, to, patience)
+    }
+
+    /// Begins to move the home of `shard` from this host to `to`.
+    ///
+    /// # Errors
+    /// [`RelocationError`]; nothing has changed then.
+    pub fn give_home(&self, shard: ShardNumber, to: HostId) -> Result<(), RelocationError> {
+        self.memory.relocate(shard, to)
+    }
+
+    /// Ends a part whose guest has ended, here and elsewhere.
+    pub fn end(self) {
+        self.vcpus.close();
+        self.machine.stop();
+        // Fails when it has ended by itself.
+        let _: Result<(), Gone> = self.memory.stop();
+        self.mesh.end();
+    }
+}
+
+fn check(machine: &MachineConfig, hosts: HostSet, hub: HostId, vcpus: &[Placement]) -> Result<(), PartError> {
+    if vcpus.len() != usize::from(machine.spec.cpus) {
+        return Err(PartError::Placement {
+            what: "Number of placed vCPUs",
+            found: vcpus.len().to_string(),
+            expected: format!("the machine has {}", machine.spec.cpus),
+        });
+    }
+    for host in vcpus.iter().map(|at| at.host).chain([hub]) {
+        if !hosts.contains(host) {
+            let expected = "all pieces are on hosts of the machine".to_owned();
+            return Err(PartError::Placement { what: "Host", found: host.to_string(), expected });
+        }
+    }
+    Ok(())
+}
+
+fn region_of((address, pages): (usize, std::ops::Range<u64>)) -> GuestRegion {
+    GuestRegion {
+        address,
+        first: pages.start,
+        pages: pages.end - pages.start,
+        file_offset: pages.start * vmotion_model::PAGE_SIZE,
+    }
+}
+
+fn peer(host: HostId) -> Peer {
+    // There are at most 64.
+    Peer(u8::try_from(host.index()).unwrap_or(u8::MAX))
+}
+
+/// What the node asks the store, on its way to a thread that may wait.
+struct Questions(Sender<(ShardNumber, Route)>);
+
+impl ShardRegistry for Questions {
+    fn claim(&mut self, shard: ShardNumber, wanted: Route) {
+        // Fails only when the part ends.
+        let _ = self.0.send((shard, wanted));
+    }
+}
+
+/// Asks the store for the node, until it is gone.
+fn ask(registry: &dyn Registry, control: &NodeControl, asked: &Receiver<(ShardNumber, Route)>) {
+    while let Ok((shard, Route { home: host, epoch })) = asked.recv() {
+        let placement = loop {
+            match registry.claim(Piece::Shard(shard), Placement { host, epoch }) {
+                Ok(placement) => break placement,
+                Err(error) => tracing::warn!(%error, "a part of memory has no home until the store says who"),
+            }
+            thread::sleep(ASK_AGAIN);
+        };
+        if control.word(shard, Route { home: placement.host, epoch: placement.epoch }).is_err() {
+            return;
+        }
+    }
+}
+
+/// Both users of a part's mesh.
+struct Users {
+    letters: VcpuUser,
+    node: MemoryNode,
+}
+
+impl Users {
+    fn user_of(&mut self, stream: StreamNumber) -> &mut dyn MeshUser {
+        if stream.0 < MEMORY_STREAMS { &mut self.letters } else { &mut self.node }
+    }
+}
+
+impl MeshUser for Users {
+    fn wakes<'a>(&'a self, into: &mut Vec<BorrowedFd<'a>>) {
+        self.letters.wakes(into);
+        self.node.wakes(into);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        [self.letters.deadline(), self.node.deadline()].into_iter().flatten().min()
+    }
+
+    fn awaits(&self) -> bool {
+        self.letters.awaits() || self.node.awaits()
+    }
+
+    fn woken(&mut self, out: &mut dyn Outgoing) {
+        self.letters.woken(out);
+        self.node.woken(out);
+    }
+
+    fn connected(&mut self, peer: Peer, out: &mut dyn Outgoing) {
+        self.letters.connected(peer, out);
+        self.node.connected(peer, out);
+    }
+
+    fn lost(&mut self, peer: Peer, why: &SessionError, out: &mut dyn Outgoing) {
+        self.letters.lost(peer, why, out);
+        self.node.lost(peer, why, out);
+    }
+
+    fn received(
+        &mut self,
+        from: Peer,
+        stream: StreamNumber,
+        message: &[u8],
+        out: &mut dyn Outgoing,
+    ) -> Result<(), SessionError> {
+        self.user_of(stream).received(from, stream, message, out)
+    }
+}
