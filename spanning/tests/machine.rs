@@ -1,4 +1,5 @@
-//! A real machine on real KVM that spans several parts, each with its own memory, talking over QUIC: what its vCPUs prove together.
+//! A real machine on real KVM that spans several parts, each with its own memory, talking over QUIC: what its vCPUs prove together. All parts are
+//! in this process.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a panic in a test is its report")]
 
@@ -10,6 +11,7 @@ use std::{
 };
 use vmotion_machine::{ConsoleConfig, ExitReason, Machine, MachineConfig, probe_host};
 use vmotion_model::{Backing, ByteSize, DirtySource, Epoch, InterruptController, MachineSpec, MemoryLayout};
+use vmotion_pager::Stalls;
 use vmotion_probe_guest::{CommandLine, Program};
 use vmotion_spanning::{
     directory::{HostId, Route},
@@ -272,8 +274,16 @@ fn measure() {
         let exit = machine.hub().wait_exit(SOON);
         assert_eq!(exit, Some(ExitReason::PowerOff));
         for (number, part) in machine.parts.iter().enumerate() {
-            let stats = part.memory().statistics().unwrap();
-            println!("  h{number}: {:?}\n      {:?}", stats.faults, stats.counts);
+            let faults = part.memory().statistics().unwrap().faults;
+            let rows = [
+                ("reads, home here", faults.reads_here),
+                ("reads, home elsewhere", faults.reads_away),
+                ("writes, home here", faults.writes_here),
+                ("writes, home elsewhere", faults.writes_away),
+            ];
+            for (what, Stalls { count, p50, p99, p999, .. }) in rows {
+                println!("h{number} {what:24} {count:8}   p50 {p50:>10.1?}   p99 {p99:>10.1?}   p999 {p999:>10.1?}");
+            }
         }
         println!("{}", machine.finish(program));
     }
