@@ -6,17 +6,18 @@
 //! ```
 
 use crate::{
-    directory::{HostId, HostSet, PAGES_PER_SHARD, Route, ShardNumber},
+    directory::{HostId, HostSet, PAGES_PER_SHARD, Route, ShardError, ShardNumber},
     memory::{Gone, MemoryNode, NodeConfig, NodeControl, NodeError, RelocationError, ShardRegistry},
     registry::{Piece, Placement, Registry},
     vcpus::{Clocks, Given, MoveError, VcpuUser, Vcpus},
 };
 use rustix::fd::BorrowedFd;
 use std::{
+    collections::BTreeMap,
     fmt, io,
     net::{SocketAddr, UdpSocket},
     sync::{
-        Arc,
+        Arc, Weak,
         mpsc::{self, Receiver, Sender},
     },
     thread,
@@ -36,6 +37,8 @@ use vmotion_transport::{
 const MEMORY_STREAMS: u8 = 1;
 /// How long to wait before the store is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// How long a home takes to move, usually.
+const LOOK_AGAIN: Duration = Duration::from_micros(300);
 
 /// Why a part could not be put together.
 #[derive(Debug, Error)]
@@ -64,6 +67,29 @@ pub enum PartError {
     },
 }
 
+/// Why the home of a part of memory did not move.
+#[derive(Debug, Error)]
+pub enum HomeError {
+    /// It cannot.
+    #[error("The home of {shard} cannot be given away")]
+    Refused {
+        /// Of which 2 MiB.
+        shard: ShardNumber,
+        /// Why.
+        source: RelocationError,
+    },
+    /// It is still on its way.
+    #[error("The home of {shard} has not arrived at {to} within {patience:?}")]
+    Late {
+        /// Of which 2 MiB.
+        shard: ShardNumber,
+        /// Where it is to go.
+        to: HostId,
+        /// How long was waited.
+        patience: Duration,
+    },
+}
+
 /// Another host of the machine.
 #[derive(Debug, Clone)]
 pub struct OtherHost {
@@ -83,8 +109,10 @@ pub struct PartConfig {
     pub me: HostId,
     /// The host with the devices, the I/O APIC and the console.
     pub hub: HostId,
-    /// All others.
-    pub others: Vec<OtherHost>,
+    /// All its hosts, this one too.
+    pub hosts: HostSet,
+    /// Silence of another host after which the machine ends here: what only that host has is lost, and a machine without it is none.
+    pub lease: Duration,
     /// Where each vCPU is, in the order of their numbers.
     pub vcpus: Vec<Placement>,
     /// Where the home of each shard is.
@@ -144,7 +172,8 @@ impl SpanningPart {
             machine,
             me,
             hub,
-            others,
+            hosts,
+            lease,
             vcpus,
             homes,
             socket,
@@ -155,7 +184,6 @@ impl SpanningPart {
             registry,
             clocks,
         } = config;
-        let hosts = others.iter().fold(HostSet::only(me), |hosts, other| hosts.with(other.id));
         check(&machine, hosts, hub, &vcpus)?;
         let name = machine.spec.name.clone();
         let here: VcpuSet = (0u8..).zip(&vcpus).filter(|(_, at)| at.host == me).map(|(vcpu, _)| vcpu).collect();
@@ -187,13 +215,17 @@ impl SpanningPart {
         let (store, control) = (Arc::clone(&registry), memory.clone());
         thread::Builder::new().name("placements".to_owned()).spawn(move || ask(&*store, &control, &asked))?;
         let mut letters = vcpus.serve(&machine, &registry, &clocks)?;
-        others.iter().for_each(|other| letters.add(peer(other.id)));
+        hosts.without(me).iter().for_each(|other| letters.add(peer(other)));
         let options = MeshOptions { socket, identity, me: peer(me), incarnation, machine: name, ticket, tuning };
-        let mesh = Mesh::start(options, Box::new(Users { letters, node }))?;
-        for OtherHost { id, address, expected } in others {
-            mesh.add_peer(peer(id), address, expected);
-        }
+        let watched = Arc::downgrade(&machine);
+        let users = Users { letters, node, lease, silent: BTreeMap::new(), machine: watched };
+        let mesh = Mesh::start(options, Box::new(users))?;
         Ok(Self { machine, vcpus, memory, registry, mesh })
+    }
+
+    /// Talks to another host of the machine from now on.
+    pub fn connect(&self, OtherHost { id, address, expected }: OtherHost) {
+        self.mesh.add_peer(peer(id), address, expected);
     }
 
     /// The machine's part. On the hub its kernel is loaded ([`Machine::load`]), on the others it stands by ([`Machine::stand_by`]); then
@@ -235,6 +267,38 @@ impl SpanningPart {
     /// [`RelocationError`]; nothing has changed then.
     pub fn give_home(&self, shard: ShardNumber, to: HostId) -> Result<(), RelocationError> {
         self.memory.relocate(shard, to)
+    }
+
+    /// Moves the homes of those of `shards` that are here to `to`, and waits until they are gone; how many. Asked again, it goes on where it
+    /// stopped.
+    ///
+    /// # Errors
+    /// The first shard that does not move within `patience`, or cannot.
+    pub fn give_homes(
+        &self,
+        shards: impl IntoIterator<Item = ShardNumber>,
+        to: HostId,
+        patience: Duration,
+    ) -> Result<usize, HomeError> {
+        let until = Instant::now() + patience;
+        let mut given = 0;
+        for shard in shards {
+            let mut asked = false;
+            loop {
+                match self.memory.relocate(shard, to) {
+                    Ok(()) => asked = true,
+                    Err(RelocationError::Shard(ShardError::Elsewhere(_))) => break,
+                    Err(RelocationError::Shard(ShardError::Moving(_))) => {}
+                    Err(source) => return Err(HomeError::Refused { shard, source }),
+                }
+                if Instant::now() > until {
+                    return Err(HomeError::Late { shard, to, patience });
+                }
+                thread::sleep(LOOK_AGAIN);
+            }
+            given += usize::from(asked);
+        }
+        Ok(given)
     }
 
     /// Ends a part whose guest has ended, here and elsewhere.
@@ -308,9 +372,34 @@ fn ask(registry: &dyn Registry, control: &NodeControl, asked: &Receiver<(ShardNu
 struct Users {
     letters: VcpuUser,
     node: MemoryNode,
+    lease: Duration,
+    /// Hosts that were here and are not, and since when.
+    silent: BTreeMap<Peer, Instant>,
+    machine: Weak<Machine>,
 }
 
 impl Users {
+    /// When the first lease of a silent host is over.
+    fn lease_ends(&self) -> Option<Instant> {
+        self.silent.values().min().map(|since| *since + self.lease)
+    }
+
+    /// A machine does not outlive its hosts: what the lost one had is nowhere else.
+    fn end_leases(&mut self) {
+        let now = Instant::now();
+        let lost = self.silent.iter().find(|(_, since)| **since + self.lease <= now).map(|(peer, _)| *peer);
+        let Some(peer) = lost else { return };
+        self.silent.clear();
+        if let Some(machine) = self.machine.upgrade() {
+            let text = format!(
+                "host {} of this machine has been silent for {:?}: its vCPUs, and pages that only it had, are lost",
+                peer.0, self.lease
+            );
+            tracing::error!("{text}");
+            machine.end(ExitReason::InternalError { text });
+        }
+    }
+
     fn user_of(&mut self, stream: StreamNumber) -> &mut dyn MeshUser {
         if stream.0 < MEMORY_STREAMS { &mut self.letters } else { &mut self.node }
     }
@@ -323,7 +412,7 @@ impl MeshUser for Users {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        [self.letters.deadline(), self.node.deadline()].into_iter().flatten().min()
+        [self.letters.deadline(), self.node.deadline(), self.lease_ends()].into_iter().flatten().min()
     }
 
     fn awaits(&self) -> bool {
@@ -333,14 +422,17 @@ impl MeshUser for Users {
     fn woken(&mut self, out: &mut dyn Outgoing) {
         self.letters.woken(out);
         self.node.woken(out);
+        self.end_leases();
     }
 
     fn connected(&mut self, peer: Peer, out: &mut dyn Outgoing) {
+        self.silent.remove(&peer);
         self.letters.connected(peer, out);
         self.node.connected(peer, out);
     }
 
     fn lost(&mut self, peer: Peer, why: &SessionError, out: &mut dyn Outgoing) {
+        self.silent.insert(peer, Instant::now());
         self.letters.lost(peer, why, out);
         self.node.lost(peer, why, out);
     }

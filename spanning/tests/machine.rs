@@ -14,7 +14,7 @@ use vmotion_model::{Backing, ByteSize, DirtySource, Epoch, InterruptController, 
 use vmotion_pager::Stalls;
 use vmotion_probe_guest::{CommandLine, Program};
 use vmotion_spanning::{
-    directory::{HostId, Route},
+    directory::{HostId, HostSet, Route},
     part::{OtherHost, PartConfig, SpanningPart, shards},
     registry::{Piece, Placement, Registry, Unheard},
     vcpus::Clocks,
@@ -27,6 +27,7 @@ use vmotion_transport::{
 
 const SOON: Duration = Duration::from_secs(90);
 const PATIENCE: Duration = Duration::from_secs(10);
+const LEASE: Duration = Duration::from_secs(30);
 
 fn kvm_or_skip(test: &str) -> bool {
     match probe_host() {
@@ -107,16 +108,12 @@ impl Spanning {
         let addresses: Vec<_> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
         let (ticket, store) = (MeshTicket::random(), Arc::new(Store::default()));
         let part = |(me, socket): (usize, UdpSocket)| {
-            let others = (0..hosts).filter(|other| *other != me).map(|other| OtherHost {
-                id: host(other),
-                address: addresses[other],
-                expected: ExpectedPeer::Exactly(principal(other)),
-            });
-            SpanningPart::start(PartConfig {
+            let started = SpanningPart::start(PartConfig {
                 machine: MachineConfig { spec: spec.clone(), console: ConsoleConfig::default(), part: None },
                 me: host(me),
                 hub: host(0),
-                others: others.collect(),
+                hosts: (0..hosts).fold(HostSet::EMPTY, |hosts, number| hosts.with(host(number))),
+                lease: LEASE,
                 // All begin on the hub, so that their TSCs are in step.
                 vcpus: vec![Placement { host: host(0), epoch: Epoch::FIRST }; usize::from(cpus)],
                 homes: homes.clone(),
@@ -127,8 +124,13 @@ impl Spanning {
                 tuning: MeshTuning::default(),
                 registry: Arc::clone(&store) as _,
                 clocks: Arc::new(OneClock),
-            })
-            .unwrap()
+            });
+            let part = started.unwrap();
+            for other in (0..hosts).filter(|other| *other != me) {
+                let expected = ExpectedPeer::Exactly(principal(other));
+                part.connect(OtherHost { id: host(other), address: addresses[other], expected });
+            }
+            part
         };
         let parts: Vec<_> = sockets.into_iter().enumerate().map(part).collect();
         parts[1..].iter().for_each(|part| part.machine().stand_by().unwrap());
