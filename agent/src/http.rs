@@ -18,8 +18,8 @@ use axum::{
 };
 use std::sync::Arc;
 use vmotion_api::{
-    Caller, ConsoleQuery, HostReport, IncomingReady, IncomingRequest, Json, MoveReport, OutgoingRequest, Problem,
-    SnapshotRequest, StartRequest,
+    Caller, ConsoleQuery, HostReport, IncomingReady, IncomingRequest, Json, MoveReport, OutgoingRequest, PartAnswer,
+    PartOrder, PartReady, PartRequest, Problem, SnapshotRequest, StartRequest,
 };
 use vmotion_model::{ApiError, ErrorCode, MachineName, MachineStatus, MoveId, MoveLimit};
 use vmotion_transport::Principal;
@@ -41,6 +41,8 @@ fn routes() -> Vec<Route> {
         ("/v1/machines/{name}", &["get", "put", "delete"], get(machine).put(start).delete(remove)),
         ("/v1/machines/{name}/stop", &["post"], post(stop)),
         ("/v1/machines/{name}/snapshot", &["post"], post(snapshot)),
+        ("/v1/machines/{name}/part", &["put"], put(part)),
+        ("/v1/machines/{name}/part/orders", &["post"], post(order)),
         ("/v1/machines/{name}/incoming", &["put"], put(incoming)),
         ("/v1/machines/{name}/outgoing", &["put"], put(outgoing)),
         ("/v1/machines/{name}/moves/{id}", &["get", "patch", "delete"], get(report).patch(limit).delete(cancel)),
@@ -151,6 +153,21 @@ async fn snapshot(State(shared): App, Path(name): Path<String>, Json(request): J
     let client = ControlClient::new(&shared.supervisor.directory(&name));
     client.ask::<()>(&Command::Snapshot(request.directory)).await?;
     Ok(Json(()))
+}
+
+/// Prepares a part of a machine that spans several hosts; the same request again changes nothing
+#[utoipa::path(put, path = "/v1/machines/{name}/part", tag = "machines", params(("name" = String, Path, description = "Machine")), request_body = PartRequest,
+    responses((status = 200, description = "Prepared", body = PartReady), (status = "default", description = "What went wrong", body = ApiError)))]
+async fn part(State(shared): App, Path(name): Path<String>, Json(request): Json<PartRequest>) -> Answer<PartReady> {
+    same_name(&name, &request.spec.name)?;
+    Ok(Json(shared.supervisor.part(request).await?))
+}
+
+/// Has the part of a machine that is here do something: join the others, run, give a piece away
+#[utoipa::path(post, path = "/v1/machines/{name}/part/orders", tag = "machines", params(("name" = String, Path, description = "Machine")), request_body = PartOrder,
+    responses((status = 200, description = "Done", body = PartAnswer), (status = "default", description = "What went wrong", body = ApiError)))]
+async fn order(State(shared): App, Path(name): Path<String>, Json(order): Json<PartOrder>) -> Answer<PartAnswer> {
+    Ok(Json(shared.supervisor.order(&name_of(&name)?, order).await?))
 }
 
 /// Prepares to receive a machine; the same move again changes nothing

@@ -2,7 +2,7 @@
 
 use crate::{
     directory::MachineDirectory,
-    process::{Command, ControlClient, Launch, ProcessState, Purpose, read_snapshot_head},
+    process::{Command, ControlClient, Launch, ProcessState, Purpose, Share, read_snapshot_head},
     service::AgentOptions,
 };
 use std::{
@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::Mutex;
-use vmotion_api::{IncomingReady, IncomingRequest, MoveReport, OutgoingRequest, StartRequest};
+use vmotion_api::{
+    IncomingReady, IncomingRequest, MoveReport, OutgoingRequest, PartAnswer, PartOrder, PartReady, PartRequest,
+    StartRequest,
+};
 use vmotion_model::{
     ApiError, ByteSize, Epoch, ErrorCode, HostName, MachineName, MachineSpec, MachineState, MachineStatus, MoveId,
     MoveLimit,
@@ -127,7 +130,7 @@ impl Supervisor {
                 return Err(self.busy(&status));
             }
         }
-        self.check_room(&spec).await?;
+        self.check_room(&spec, 1).await?;
         let launch = self.launch(Purpose::Start { from: request.from }, spec, request.epoch);
         let state = self.spawn(&launch, None).await?;
         Ok(to_status(state, true))
@@ -161,7 +164,7 @@ impl Supervisor {
                 return Err(self.busy(&status));
             }
         }
-        self.check_room(&request.spec).await?;
+        self.check_room(&request.spec, 1).await?;
         let socket = self.bind()?;
         let port = socket.local_addr().map_err(|error| internal(&error))?.port();
         let IncomingRequest { move_id, spec, record, ticket, give_up_after_ms } = request;
@@ -174,6 +177,37 @@ impl Supervisor {
         Ok(ready)
     }
 
+    /// Prepares a part of a machine; the same request again finds the process that is prepared already.
+    pub(crate) async fn part(&self, request: PartRequest) -> Result<PartReady, ApiError> {
+        let PartRequest { spec, epoch, hosts, slices, ticket } = request;
+        spec.validate().map_err(|error| ApiError::new(ErrorCode::Invalid, error.to_string()))?;
+        spec.validate_span(&hosts).map_err(|error| ApiError::new(ErrorCode::Invalid, error))?;
+        let _admission = self.admission.lock().await;
+        let directory = self.directory(&spec.name);
+        if let Some(status) = self.status(&spec.name).await {
+            if status.pid.is_some() && status.epoch == epoch {
+                let IncomingReady { address } = self.prepared_address(&directory)?;
+                return Ok(PartReady { address });
+            }
+            if status.pid.is_some() {
+                return Err(self.busy(&status));
+            }
+        }
+        self.check_room(&spec, hosts.len().max(1) as u64).await?;
+        let socket = self.bind()?;
+        let port = socket.local_addr().map_err(|error| internal(&error))?.port();
+        let launch = self.launch(Purpose::Part(Share { hosts, slices, ticket }), spec, epoch);
+        self.spawn(&launch, Some(socket.into())).await?;
+        let address = SocketAddr::new(self.address, port);
+        directory.write_ready(&IncomingReady { address }).map_err(|error| internal(&error))?;
+        Ok(PartReady { address })
+    }
+
+    /// Has a part of a machine do something.
+    pub(crate) async fn order(&self, name: &MachineName, order: PartOrder) -> Result<PartAnswer, ApiError> {
+        self.ask_living(name, &Command::Part(order)).await
+    }
+
     fn prepared_address(&self, directory: &MachineDirectory) -> Result<IncomingReady, ApiError> {
         directory.read_ready().map_err(|error| internal(&error))
     }
@@ -183,16 +217,18 @@ impl Supervisor {
         ApiError::new(ErrorCode::Conflict, message)
     }
 
-    async fn check_room(&self, spec: &MachineSpec) -> Result<(), ApiError> {
+    /// Is there room for one of `parts` parts of the machine's memory?
+    async fn check_room(&self, spec: &MachineSpec, parts: u64) -> Result<(), ApiError> {
         let capacity = crate::host::capacity(self.memory_used().await);
         let free = capacity.memory.bytes().saturating_sub(capacity.memory_used.bytes());
-        if spec.memory.bytes() <= free {
+        let needed = spec.memory.bytes() / parts;
+        if needed <= free {
             return Ok(());
         }
         let message = format!(
             "memory: machine {} needs {}, host {} has {} free",
             spec.name,
-            spec.memory,
+            ByteSize(needed),
             self.host,
             ByteSize(free)
         );

@@ -1,6 +1,9 @@
 //! The agent's API: what a controller asks of a host.
 
-use crate::client::{ClientError, HttpClient};
+use crate::{
+    client::{ClientError, HttpClient},
+    span::{PartAnswer, PartOrder, PartReady, PartRequest, part_path},
+};
 use bytes::Bytes;
 use futures::Stream;
 use reqwest::Method;
@@ -191,6 +194,22 @@ impl AgentClient {
     /// [`ClientError`].
     pub async fn start(&self, request: &StartRequest) -> Result<MachineStatus, ClientError> {
         self.http.call(Method::PUT, &format!("/v1/machines/{}", request.spec.name), request).await
+    }
+
+    /// Prepares a part of a machine that spans several hosts.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn prepare_part(&self, request: &PartRequest) -> Result<PartReady, ClientError> {
+        self.http.call(Method::PUT, &part_path(&request.spec.name), request).await
+    }
+
+    /// Has a part do something.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn order_part(&self, name: &MachineName, order: &PartOrder) -> Result<PartAnswer, ClientError> {
+        self.http.call(Method::POST, &format!("{}/orders", part_path(name)), order).await
     }
 
     /// Stops a machine; its definition and console stay.

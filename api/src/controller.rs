@@ -3,6 +3,7 @@
 use crate::{
     agent::{ConsoleQuery, Heartbeat, SnapshotRequest},
     client::{ClientError, HttpClient},
+    span::{ClaimRequest, Claimed, MovePiece},
 };
 use bytes::Bytes;
 use futures::Stream;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 use vmotion_model::{
     Accuracy, Epoch, Host, HostName, MachineName, MachineSpec, MachineState, MoveId, MoveLimit, MoveOutcome,
-    MoveProgress, MoveRequest, MoveSummary, OwnerRecord, Placement,
+    MoveProgress, MoveRequest, MoveSummary, OwnerRecord, Piece, PieceMoved, Placement,
 };
 use vmotion_transport::{ExpectedPeer, Identity};
 
@@ -28,6 +29,9 @@ pub struct CreateRequest {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub from: Option<PathBuf>,
+    /// Hosts to spread it over, the one with the devices first; empty for a machine on one host.
+    #[serde(default)]
+    pub span: Vec<HostName>,
     /// Only say where it would go, and why.
     #[serde(default)]
     pub dry_run: bool,
@@ -75,6 +79,9 @@ pub struct MachineView {
     /// Its process on the host.
     #[serde(default)]
     pub pid: Option<u32>,
+    /// Where its pieces are, when it spans several hosts.
+    #[serde(default)]
+    pub pieces: Vec<Piece>,
 }
 
 /// A move as an operation: created by one request, followed by polling or by events.
@@ -174,6 +181,22 @@ impl ControllerClient {
     pub async fn create_dry_run(&self, request: &CreateRequest) -> Answer<Placement> {
         let request = CreateRequest { dry_run: true, ..request.clone() };
         self.http.call(Method::POST, "/v1/machines", &request).await
+    }
+
+    /// Moves a piece of a machine that spans several hosts.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn move_piece(&self, name: &MachineName, request: &MovePiece) -> Answer<PieceMoved> {
+        self.http.call(Method::POST, &format!("/v1/machines/{name}/pieces"), request).await
+    }
+
+    /// A host claims a piece of a machine.
+    ///
+    /// # Errors
+    /// [`ClientError`]; without an answer the attempt may or may not have happened.
+    pub async fn claim(&self, name: &MachineName, request: &ClaimRequest, patience: Duration) -> Answer<Claimed> {
+        self.http.post_within(&format!("/v1/machines/{name}/claims"), request, patience).await
     }
 
     /// Stops a machine.

@@ -10,6 +10,7 @@ mod client;
 mod controller;
 mod problem;
 mod server;
+mod span;
 
 pub use agent::{
     AgentClient, ConsoleQuery, Heartbeat, HostReport, IncomingReady, IncomingRequest, MoveReport, OutgoingRequest,
@@ -19,4 +20,5 @@ pub use client::{ClientError, ConsoleChunk, HttpClient};
 pub use controller::{CasRequest, ControllerClient, CreateRequest, MachineView, MoveCommand, Operation};
 pub use problem::{Json, Problem};
 pub use server::{Caller, TlsListener, serve};
+pub use span::{ClaimRequest, Claimed, MovePiece, PartAddress, PartAnswer, PartOrder, PartReady, PartRequest};
 pub use vmotion_model::{Judgement, Placement, Verdict};

@@ -5,9 +5,11 @@
 //! intent. One question at a time for each machine, so that a removal never overtakes a start.
 
 mod drive;
+mod span;
 mod view;
 
 pub(crate) use drive::{drive, resume};
+pub(crate) use span::{claim, move_piece};
 pub(crate) use view::{list, view};
 
 use crate::{
@@ -33,6 +35,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 pub(crate) async fn place(app: &App, request: &CreateRequest) -> Result<Placement, ApiError> {
     check(request)?;
     let snapshot = Snapshot::take(app).await?;
+    if !request.span.is_empty() {
+        return span::place(&snapshot, request);
+    }
     let wanted = match &request.on {
         Some(name) => snapshot.wanted(name)?,
         None => Wanted::Anywhere,
@@ -50,6 +55,9 @@ pub(crate) async fn place(app: &App, request: &CreateRequest) -> Result<Placemen
 }
 
 fn check(request: &CreateRequest) -> Result<(), ApiError> {
+    if !request.span.is_empty() {
+        span::check(request)?;
+    }
     match request.from {
         Some(_) => Ok(()),
         None => request.spec.validate().map_err(|error| invalid(error.to_string())),
@@ -96,6 +104,7 @@ async fn admit(app: &App, request: &CreateRequest, once: &Once) -> Result<(), Ap
         .when(Compare::Absent(owner_key(name)))
         .then(put(machine_key(name), &machine)?)
         .then(put(owner_key(name), &owner)?);
+    transaction.changes.extend(span::records(request)?);
     transaction.compares.extend(once.compare());
     transaction.changes.extend(once.remember(&*app.store, name.as_str()).await?);
     match app.store.commit(transaction).await? {

@@ -12,7 +12,7 @@ use crate::{
     reconciler,
     records::{
         Intent, LAST_MOVE, MOVES, MachineRecord, Stored, busy_key, load, load_all, load_machine, load_move, load_owner,
-        move_key, put, timeline_key,
+        load_span, move_key, put, timeline_key,
     },
     store::{Change, Compare, Outcome, Store, Transaction},
 };
@@ -50,6 +50,12 @@ async fn load_movable(app: &App, name: &MachineName) -> Result<Movable, ApiError
     let unknown = || not_found(format!("There is no machine {name}"));
     let machine = load_machine(&*app.store, name).await?.ok_or_else(unknown)?;
     let owner = load_owner(&*app.store, name).await?.ok_or_else(unknown)?;
+    if load_span(&*app.store, name).await?.is_some() {
+        return Err(refused(format!("Machine {name} spans several hosts, and does not move as a whole yet"))
+            .with_hint(format!(
+                "move its pieces, as in vmotion move {name}/vcpu0 --to HOST; vmotion show {name} lists them"
+            )));
+    }
     if let Some(id) = load::<MoveId>(&*app.store, &busy_key(name)).await? {
         return Err(conflict(format!("Machine {name} is being moved by {} already", id.value))
             .with_hint(format!("wait for it, or cancel it: vmotion cancel {}", id.value)));

@@ -8,16 +8,32 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::path::PathBuf;
 use vmotion_api::HostReport;
 use vmotion_model::{ApiError, ErrorCode, HostName, MachineName, MachineSpec, MoveId, OwnerRecord};
+use vmotion_transport::mesh::MeshTicket;
 
 pub(crate) const MACHINES: &str = "machines/";
 pub(crate) const OWNERS: &str = "owners/";
 pub(crate) const HOSTS: &str = "hosts/";
 pub(crate) const MOVES: &str = "moves/";
+/// Machines that span several hosts.
+const SPANS: &str = "spans/";
 /// The number of the last move.
 pub(crate) const LAST_MOVE: &str = "counters/moves";
 
 pub(crate) fn machine_key(name: &MachineName) -> String {
     format!("{MACHINES}{name}")
+}
+
+pub(crate) fn span_key(name: &MachineName) -> String {
+    format!("{SPANS}{name}")
+}
+
+/// What pieces of a machine are called in the store: `vcpuN`, `memN`, `shardN`.
+pub(crate) fn pieces_key(name: &MachineName) -> String {
+    format!("pieces/{name}/")
+}
+
+pub(crate) fn piece_key(name: &MachineName, piece: &str) -> String {
+    format!("{}{piece}", pieces_key(name))
 }
 
 pub(crate) fn owner_key(name: &MachineName) -> String {
@@ -84,6 +100,17 @@ pub(crate) struct MachineRecord {
     /// The idempotency record of its creation, removed when its host refuses it.
     #[serde(default)]
     pub(crate) once: Option<String>,
+}
+
+/// That a machine spans several hosts. It stays as it is while the machine exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SpanRecord {
+    /// Their places are their numbers; the first has the devices.
+    pub(crate) hosts: Vec<HostName>,
+    /// Slices its memory is divided into.
+    pub(crate) slices: u8,
+    /// The secret of its hosts.
+    pub(crate) ticket: MeshTicket,
 }
 
 /// A host in the store.
@@ -162,6 +189,10 @@ pub(crate) async fn load_machine(
 
 pub(crate) async fn load_owner(store: &dyn Store, name: &MachineName) -> Result<Option<Stored<OwnerRecord>>, ApiError> {
     load(store, &owner_key(name)).await
+}
+
+pub(crate) async fn load_span(store: &dyn Store, name: &MachineName) -> Result<Option<SpanRecord>, ApiError> {
+    Ok(load(store, &span_key(name)).await?.map(|stored| stored.value))
 }
 
 pub(crate) async fn load_move(store: &dyn Store, id: &MoveId) -> Result<Option<Stored<MoveRecord>>, ApiError> {

@@ -207,7 +207,7 @@ impl World {
     }
 
     pub async fn create(&self, spec: MachineSpec, on: &str) {
-        let request = CreateRequest { spec, on: Some(on.to_owned()), from: None, dry_run: false };
+        let request = CreateRequest { spec, on: Some(on.to_owned()), from: None, span: Vec::new(), dry_run: false };
         self.client.create(&request, &key()).await.unwrap();
     }
 

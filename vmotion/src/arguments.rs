@@ -4,8 +4,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    str::FromStr,
 };
-use vmotion_model::{Bandwidth, ByteSize, DatacenterName, DiskSpec, HostName, MachineName, MoveId, Strategy};
+use vmotion_model::{
+    Bandwidth, ByteSize, DatacenterName, DiskSpec, HostName, MachineName, MoveId, NameError, PieceName, PieceNameError,
+    Strategy,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 internal error; 2 invalid request; 3 not found; 4 conflict; 5 refused (the request is right, the \
@@ -254,15 +258,39 @@ pub(crate) struct CreateArguments {
     /// How moves learn what the guest writes
     #[arg(long, value_enum, default_value_t = Dirty::Auto)]
     pub(crate) dirty: Dirty,
-    /// Who delivers interrupts
-    #[arg(long, value_enum, default_value_t = Interrupts::Kernel)]
-    pub(crate) interrupts: Interrupts,
+    /// Who delivers interrupts [default: kernel; user with --span]
+    #[arg(long, value_enum)]
+    pub(crate) interrupts: Option<Interrupts>,
+    /// Spread the machine over these hosts, such as h1,h2: vCPUs and memory in equal parts, devices on the first
+    #[arg(long, value_name = "HOST,HOST", value_delimiter = ',', conflicts_with_all = ["on", "from", "huge_pages"])]
+    pub(crate) span: Vec<HostName>,
     /// Start from a snapshot directory on the host named by --on, instead of booting
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"], requires = "on")]
     pub(crate) from: Option<PathBuf>,
     /// Only say where it would go, and why
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// A machine, or a piece of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct What {
+    pub(crate) machine: MachineName,
+    pub(crate) piece: Option<PieceName>,
+}
+
+impl FromStr for What {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (machine, piece) = match text.split_once('/') {
+            Some((machine, piece)) => (machine, Some(piece)),
+            None => (text, None),
+        };
+        let machine = machine.parse().map_err(|error: NameError| error.to_string())?;
+        let piece = piece.map(str::parse).transpose().map_err(|error: PieceNameError| error.to_string())?;
+        Ok(Self { machine, piece })
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -336,8 +364,9 @@ fn percent(text: &str) -> Result<u8, String> {
 
 #[derive(Debug, Args)]
 pub(crate) struct MoveArguments {
-    /// Which machine
-    pub(crate) machine: MachineName,
+    /// Which machine; or which piece of one that spans several hosts, such as big1/vcpu2 or big1/mem1
+    #[arg(value_name = "MACHINE[/PIECE]")]
+    pub(crate) what: What,
     /// Host or datacenter
     #[arg(long, value_name = "HOST|DATACENTER")]
     pub(crate) to: String,

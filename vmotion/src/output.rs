@@ -4,7 +4,10 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use std::time::Duration;
 use vmotion_api::{MachineView, Operation};
-use vmotion_model::{Accuracy, ByteSize, Forecast, Host, MoveOutcome, MoveSummary, Outlook, Placement, Verdict};
+use vmotion_model::{
+    Accuracy, ByteSize, Forecast, Host, HostName, MoveOutcome, MoveSummary, Outlook, Piece, PieceName, Placement,
+    Verdict,
+};
 
 /// Prints `value` as JSON.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
@@ -40,10 +43,13 @@ pub(crate) fn machines(machines: &[MachineView]) {
 }
 
 pub(crate) fn machine(machine: &MachineView) {
-    let MachineView { name, spec, host, epoch, state, reason, move_id, console_bytes, pid } = machine;
+    let MachineView { name, spec, host, epoch, state, reason, move_id, console_bytes, pid, pieces: at } = machine;
     println!("machine   {name}");
     println!("state     {}{}", word(state), reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default());
     println!("host      {host}");
+    if !at.is_empty() {
+        println!("pieces    {}", pieces(at));
+    }
     println!("epoch     {}", epoch.0);
     println!("cpus      {}", spec.cpus);
     println!("memory    {} ({})", spec.memory, word(&spec.backing));
@@ -64,6 +70,26 @@ pub(crate) fn machine(machine: &MachineView) {
     if let Some(id) = move_id {
         println!("move      {id}");
     }
+}
+
+/// `vcpu0-1 h1, vcpu2 h2, mem0 h1`: neighbours on one host together.
+pub(crate) fn pieces(pieces: &[Piece]) -> String {
+    let kind = |name: PieceName| match name {
+        PieceName::Vcpu(number) => ("vcpu", number),
+        PieceName::Memory(number) => ("mem", number),
+    };
+    let mut groups: Vec<(&str, u8, u8, &HostName)> = Vec::new();
+    for Piece { name, host, .. } in pieces {
+        let (kind, number) = kind(*name);
+        match groups.last_mut() {
+            Some(last) if last.0 == kind && last.3 == host && last.2.checked_add(1) == Some(number) => last.2 = number,
+            _ => groups.push((kind, number, number, host)),
+        }
+    }
+    let group = |(kind, first, last, host): (&str, u8, u8, &HostName)| {
+        if first == last { format!("{kind}{first} {host}") } else { format!("{kind}{first}-{last} {host}") }
+    };
+    groups.into_iter().map(group).collect::<Vec<_>>().join(", ")
 }
 
 pub(crate) fn hosts(hosts: &[Host]) {

@@ -9,7 +9,8 @@ use vmotion_model::{
     Accuracy, ApiError, Backing, ByteSize, CpuModel, Deviation, DigestReport, DirtySource, DiskSpec, DowntimeReport,
     Epoch, ErrorCode, Expected, FollowReport, Forecast, Host, HostCapacity, HostState, InterruptController, Judgement,
     MachineSpec, MachineState, MoveId, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, Outlook,
-    PageCounts, Placement, Prediction, RoundRecord, Strategy, Survey, Timeline, TimelineEvent, TimelineSample, Verdict,
+    PageCounts, Piece, PieceMoved, PieceName, Placement, Prediction, RoundRecord, Strategy, Survey, Timeline,
+    TimelineEvent, TimelineSample, Verdict,
 };
 
 const PAGE: &str = include_str!("../../docs/cli.md");
@@ -72,6 +73,15 @@ fn host() -> Host {
     }
 }
 
+fn piece() -> Piece {
+    Piece { name: PieceName::Vcpu(0), host: "h1".parse().unwrap(), epoch: Epoch::FIRST }
+}
+
+fn moved() -> PieceMoved {
+    let (machine, from) = ("vm1".parse().unwrap(), "h1".parse().unwrap());
+    PieceMoved { machine, piece: piece(), from, total_ms: 1.0, pause_ms: 1.0 }
+}
+
 fn machine() -> MachineView {
     MachineView {
         name: "vm1".parse().unwrap(),
@@ -83,6 +93,7 @@ fn machine() -> MachineView {
         move_id: None,
         console_bytes: 0,
         pid: Some(1),
+        pieces: vec![piece()],
     }
 }
 
@@ -232,6 +243,8 @@ fn the_fields_of_every_object_are_those_documented() {
     let error = ApiError::new(ErrorCode::Invalid, "message").with_hint("hint");
     let objects = [
         ("MachineView", fields(&machine())),
+        ("Piece", fields(&piece())),
+        ("PieceMoved", fields(&moved())),
         ("MachineSpec", fields(&spec())),
         ("DiskSpec", fields(&spec().disks[0])),
         ("Operation", fields(&operation())),

@@ -18,6 +18,8 @@ use utoipa::OpenApi as _;
         super::remove,
         super::stop,
         super::snapshot,
+        super::part,
+        super::order,
         super::incoming,
         super::outgoing,
         super::report,

@@ -8,7 +8,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
 };
-use vmotion_api::{MoveReport, OutgoingRequest};
+use vmotion_api::{MoveReport, OutgoingRequest, PartOrder};
 use vmotion_model::{ApiError, ErrorCode, MoveId, MoveLimit};
 
 /// Longest request or reply, in bytes.
@@ -36,6 +36,8 @@ pub enum Command {
     Snapshot(PathBuf),
     /// Type into the console.
     Input(Vec<u8>),
+    /// Have a part of a machine do something. Answered with [`PartAnswer`](vmotion_api::PartAnswer).
+    Part(PartOrder),
 }
 
 type Reply = Result<serde_json::Value, ApiError>;
@@ -91,6 +93,7 @@ async fn answer(life: &Arc<Life>, command: Command) -> Reply {
         Command::Limit(id, limit) => json(life.limit(&id, limit)?),
         Command::Snapshot(directory) => json(life.snapshot(directory).await?),
         Command::Input(bytes) => json(life.input(&bytes)?),
+        Command::Part(order) => json(life.obey(order).await?),
     }
 }
 

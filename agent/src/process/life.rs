@@ -2,7 +2,7 @@
 
 use super::{
     Launch, ProcessState, Purpose, attach, checkpoint::checkpoint, control, outgoing::Outgoing, owner::ControllerStore,
-    snapshot,
+    part::PartLife, snapshot,
 };
 use crate::{directory::MachineDirectory, supervisor::bind_first_free};
 use std::{
@@ -16,8 +16,8 @@ use tokio::{
     net::UnixListener,
     sync::{Notify, watch},
 };
-use vmotion_api::{ControllerClient, MoveReport, OutgoingRequest};
-use vmotion_machine::{ConsoleConfig, Machine, MachineConfig, STATE_VERSION};
+use vmotion_api::{ControllerClient, MoveReport, OutgoingRequest, PartAnswer, PartOrder};
+use vmotion_machine::{ConsoleConfig, Machine, MachineConfig, MachineError, STATE_VERSION};
 use vmotion_migrator::{
     KvmTarget,
     target::{TargetMove, TargetOptions, TargetOutcome},
@@ -40,6 +40,8 @@ pub(super) struct Life {
     pub(super) directory: MachineDirectory,
     pub(super) launch: Launch,
     pub(super) machine: Arc<Machine>,
+    /// Of a machine that spans several hosts.
+    part: Option<PartLife>,
     pub(super) identity: Arc<Identity>,
     pub(super) store: Arc<ControllerStore>,
     state: Mutex<ProcessState>,
@@ -78,6 +80,10 @@ pub(super) async fn live(directory: MachineDirectory, launch: Launch) -> Result<
             None
         }
         Purpose::Receive { move_id, ticket, record } => Some(life.listen(move_id, ticket, record)?),
+        Purpose::Part(_) => {
+            life.console_begins_at(0);
+            None
+        }
     };
     life.save_state();
     tokio::spawn(control::serve(control, Arc::clone(&life)));
@@ -99,6 +105,12 @@ pub(super) async fn live(directory: MachineDirectory, launch: Launch) -> Result<
     if state == MachineState::Failed {
         // Its threads may wait for pages that will not come; they end with the process.
         return Err(reason.unwrap_or_else(|| "the machine failed".to_owned()));
+    }
+    if life.part.is_some() {
+        life.save_state();
+        tokio::time::sleep(LAST_ANSWERS).await;
+        // vCPUs and devices may wait for pages of hosts that are gone: nothing ends these threads but this.
+        std::process::exit(0);
     }
     life.machine.stop();
     life.save_state();
@@ -130,18 +142,27 @@ fn build(directory: &MachineDirectory, launch: &Launch) -> Result<Life, String> 
         console: ConsoleConfig { log: Some(directory.console_log()), start_offset: 0 },
         part: None,
     };
-    let boots = matches!(launch.purpose, Purpose::Start { from: None });
-    let machine = if boots { Machine::boot(&config) } else { Machine::prepare(&config) };
-    let machine = machine.map_err(|error| error_chain(&error))?;
+    let whole = |machine: Result<Machine, MachineError>| -> Result<(Arc<Machine>, Option<PartLife>), String> {
+        Ok((Arc::new(machine.map_err(|error| error_chain(&error))?), None))
+    };
+    let (machine, part) = match &launch.purpose {
+        Purpose::Start { from: None } => whole(Machine::boot(&config)),
+        Purpose::Start { from: Some(_) } | Purpose::Receive { .. } => whole(Machine::prepare(&config)),
+        Purpose::Part(share) => {
+            let part = PartLife::build(launch, share, config, &identity, socket()?)?;
+            Ok((Arc::clone(part.machine()), Some(part)))
+        }
+    }?;
     let (state, move_id) = match &launch.purpose {
-        Purpose::Start { .. } => (MachineState::Starting, None),
+        Purpose::Start { .. } | Purpose::Part(_) => (MachineState::Starting, None),
         Purpose::Receive { move_id, .. } => (MachineState::Incoming, Some(move_id.clone())),
     };
     let state = ProcessState { state, move_id, reason: None, ..failed(launch, String::new()) };
     Ok(Life {
         directory: directory.clone(),
         launch: launch.clone(),
-        machine: Arc::new(machine),
+        machine,
+        part,
         identity,
         store,
         state: Mutex::new(state),
@@ -152,6 +173,12 @@ fn build(directory: &MachineDirectory, launch: &Launch) -> Result<Life, String> 
         console_begins: watch::Sender::new(None),
         end: Notify::new(),
     })
+}
+
+/// The agent bound it and passed it as our standard input.
+fn socket() -> Result<UdpSocket, String> {
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().map(UdpSocket::from);
+    socket.map_err(|error| format!("Cannot use the UDP socket: {error}"))
 }
 
 /// An arrival that listens.
@@ -217,9 +244,7 @@ impl Life {
         ticket: vmotion_transport::session::MoveTicket,
         record: OwnerRecord,
     ) -> Result<Arrival, String> {
-        // The agent bound the socket and passed it as our standard input.
-        let socket = std::io::stdin().as_fd().try_clone_to_owned().map(UdpSocket::from);
-        let socket = socket.map_err(|error| format!("Cannot use the UDP socket: {error}"))?;
+        let socket = socket()?;
         let mut tuning = self.launch.tuning();
         if let Some(ms) = self.launch.arrival_timeout_ms {
             tuning.silence_max = Duration::from_millis(ms);
@@ -348,6 +373,12 @@ impl Life {
     fn is_whole_and_runs(&self) -> Result<(), ApiError> {
         let ProcessState { state, move_id, .. } = self.state();
         let name = &self.launch.spec.name;
+        if self.part.is_some() {
+            let message = format!("Machine {name} spans several hosts, and only a part of it is here");
+            return Err(
+                ApiError::new(ErrorCode::Refused, message).with_hint("move its pieces: vmotion show lists them")
+            );
+        }
         if state != MachineState::Running {
             return Err(ApiError::new(ErrorCode::Refused, format!("Machine {name} does not run")));
         }
@@ -462,6 +493,30 @@ impl Life {
             }
             None => Err(unknown_move(id)),
         }
+    }
+
+    /// Has this part of a machine do something.
+    pub(super) async fn obey(self: &Arc<Self>, order: PartOrder) -> Result<PartAnswer, ApiError> {
+        let runs = order == PartOrder::Run;
+        let life = Arc::clone(self);
+        let obey = move || match &life.part {
+            Some(part) => part.obey(order),
+            None => {
+                let message = format!("Machine {} is all on host {}", life.launch.spec.name, life.launch.host);
+                Err(ApiError::new(ErrorCode::Refused, message))
+            }
+        };
+        let done = tokio::task::spawn_blocking(obey).await;
+        let answer = done.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))??;
+        if runs {
+            self.change(|state| {
+                // The guest may have ended already.
+                if state.state == MachineState::Starting {
+                    state.state = MachineState::Running;
+                }
+            });
+        }
+        Ok(answer)
     }
 
     pub(super) async fn snapshot(self: &Arc<Self>, directory: PathBuf) -> Result<(), ApiError> {

@@ -13,9 +13,11 @@ mod control;
 mod life;
 mod outgoing;
 mod owner;
+mod part;
 mod snapshot;
 
 pub use control::{Command, ControlClient};
+pub use part::Share;
 pub(crate) use snapshot::read_head as read_snapshot_head;
 
 use crate::directory::MachineDirectory;
@@ -45,12 +47,14 @@ pub enum Purpose {
         /// The owner record as it must be at switch-over.
         record: OwnerRecord,
     },
+    /// To have a part of one that spans several hosts.
+    Part(Share),
 }
 
 /// Everything a machine process is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
-    /// Start or receive.
+    /// Start, receive, or have a part.
     pub purpose: Purpose,
     /// The machine.
     pub spec: MachineSpec,
@@ -104,7 +108,7 @@ pub struct ProcessState {
     pub left: bool,
 }
 
-/// Runs the machine process of `directory` to its end. The UDP socket for moves is its standard input.
+/// Runs the machine process of `directory` to its end. The UDP socket for an arrival, or for the other hosts of its machine, is its standard input.
 ///
 /// # Errors
 /// What went wrong, in one line; `state.json` has it too.

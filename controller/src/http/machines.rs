@@ -1,7 +1,7 @@
 //! `/v1/machines`
 
 use super::{
-    access::{Named, Operator},
+    access::{CallingHost, Named, Operator},
     to_the_end,
 };
 use crate::{app::App, machines, once::Once};
@@ -11,8 +11,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use std::sync::Arc;
-use vmotion_api::{ClientError, CreateRequest, Json, MachineView, Problem, SnapshotRequest};
-use vmotion_model::{ApiError, MachineName};
+use vmotion_api::{
+    ClaimRequest, Claimed, ClientError, CreateRequest, Json, MachineView, MovePiece, Problem, SnapshotRequest,
+};
+use vmotion_model::{ApiError, MachineName, PieceMoved};
 
 /// All machines, by name
 #[utoipa::path(get, path = "/v1/machines", tag = "machines",
@@ -84,4 +86,28 @@ pub(super) async fn snapshot(
     let host = machines::view(&app, &name).await?.host;
     app.agent(&host)?.snapshot(&name, &request).await.map_err(ClientError::into_api_error)?;
     Ok(Json(()))
+}
+
+/// Moves a piece of a machine that spans several hosts to another of them; it goes on running
+#[utoipa::path(post, path = "/v1/machines/{name}/pieces", tag = "machines", params(("name" = String, Path, description = "Machine")), request_body = MovePiece,
+    responses((status = 200, description = "Moved", body = PieceMoved), (status = "default", description = "What went wrong", body = ApiError)))]
+pub(super) async fn move_piece(
+    _: Operator,
+    State(app): State<Arc<App>>,
+    Named(name): Named<MachineName>,
+    Json(request): Json<MovePiece>,
+) -> Result<Json<PieceMoved>, Problem> {
+    Ok(Json(to_the_end(async move { machines::move_piece(&app, &name, request).await }).await?))
+}
+
+/// Claims a piece of a machine, by one of its hosts for itself; answered with who has it
+#[utoipa::path(post, path = "/v1/machines/{name}/claims", tag = "machines", params(("name" = String, Path, description = "Machine")), request_body = ClaimRequest,
+    responses((status = 200, description = "Who has it: compare it with what was claimed", body = Claimed), (status = "default", description = "What went wrong", body = ApiError)))]
+pub(super) async fn claim(
+    CallingHost(host): CallingHost,
+    State(app): State<Arc<App>>,
+    Named(name): Named<MachineName>,
+    Json(request): Json<ClaimRequest>,
+) -> Result<Json<Claimed>, Problem> {
+    Ok(Json(machines::claim(&app, &host, &name, &request).await?))
 }

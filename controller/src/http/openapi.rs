@@ -18,6 +18,8 @@ use utoipa::OpenApi as _;
         machines::stop,
         machines::remove,
         machines::snapshot,
+        machines::move_piece,
+        machines::claim,
         console::read,
         console::write,
         owners::show,

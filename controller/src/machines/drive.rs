@@ -1,9 +1,11 @@
 //! Asking a machine's host for what is intended, once and then again until it answers.
 
+use super::span;
 use crate::{
     app::{App, lock},
     records::{
-        Intent, MACHINES, MachineRecord, Stored, load_all, load_machine, load_owner, machine_key, owner_key, put,
+        Intent, MACHINES, MachineRecord, Stored, load_all, load_machine, load_owner, load_span, machine_key, owner_key,
+        put,
     },
     store::{Change, Transaction},
 };
@@ -16,7 +18,7 @@ use vmotion_model::{ApiError, ErrorCode, MachineName, MachineSpec, MachineStatus
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// How one question ended.
-enum Asked {
+pub(super) enum Asked {
     /// Nothing more to ask, or nothing was.
     Settled,
     /// The host answered with an error, which is what the operator must hear.
@@ -108,6 +110,9 @@ async fn ask(app: &App, name: &MachineName, is_first: bool) -> Result<Asked, Api
         Ok(agent) => agent,
         Err(error) => return Ok(Asked::Silent(error.message)),
     };
+    if let Some(span) = load_span(&*app.store, name).await? {
+        return span::ask(app, &span, &machine, &owner, is_first).await;
+    }
     match machine.value.intent {
         Intent::Starting => ask_start(app, &agent, &machine, &owner, is_first).await,
         Intent::Stopping => ask_stop(app, &agent, &machine, &owner).await,
@@ -117,7 +122,7 @@ async fn ask(app: &App, name: &MachineName, is_first: bool) -> Result<Asked, Api
 }
 
 /// Commits `changes` if the machine is still what was asked about.
-async fn conclude(
+pub(super) async fn conclude(
     app: &App,
     machine: &Stored<MachineRecord>,
     changes: Vec<Change>,
@@ -130,7 +135,7 @@ async fn conclude(
     })
 }
 
-fn with_intent(machine: &Stored<MachineRecord>, intent: Intent) -> Result<Change, ApiError> {
+pub(super) fn with_intent(machine: &Stored<MachineRecord>, intent: Intent) -> Result<Change, ApiError> {
     let record = MachineRecord { intent, ..machine.value.clone() };
     put(machine_key(&record.spec.name), &record)
 }

@@ -1,5 +1,6 @@
 //! A machine as the API shows it: the record says whose it is, its host says what it does.
 
+use super::span;
 use crate::{
     app::{App, lock},
     error::not_found,
@@ -28,7 +29,8 @@ pub(crate) async fn view(app: &App, name: &MachineName) -> Result<MachineView, A
     let unknown = || not_found(format!("There is no machine {name}"));
     let machine = load_machine(&*app.store, name).await?.ok_or_else(unknown)?;
     let owner = load_owner(&*app.store, name).await?.ok_or_else(unknown)?;
-    Ok(compose(app, machine.value, owner.value))
+    let pieces = span::pieces(app, name).await?;
+    Ok(MachineView { pieces, ..compose(app, machine.value, owner.value) })
 }
 
 /// All machines, by name.
@@ -41,7 +43,11 @@ pub(crate) async fn list(app: &App) -> Result<Vec<MachineView>, ApiError> {
         let owner = owners.remove(&stored.value.spec.name)?;
         Some(compose(app, stored.value, owner))
     });
-    Ok(composed.collect())
+    let mut views: Vec<MachineView> = composed.collect();
+    for view in &mut views {
+        view.pieces = span::pieces(app, &view.name).await?;
+    }
+    Ok(views)
 }
 
 fn compose(app: &App, machine: MachineRecord, owner: OwnerRecord) -> MachineView {
@@ -53,7 +59,8 @@ fn compose(app: &App, machine: MachineRecord, owner: OwnerRecord) -> MachineView
     let console_bytes = status.as_ref().map_or(0, |status| status.console_bytes);
     let alive = matches!(state, MachineState::Running | MachineState::Moving | MachineState::Paused);
     let pid = status.filter(|_| alive).and_then(|status| status.pid);
-    MachineView { name, spec, host: owner.owner, epoch: owner.epoch, state, reason, move_id, console_bytes, pid }
+    let (host, epoch, pieces) = (owner.owner, owner.epoch, Vec::new());
+    MachineView { name, spec, host, epoch, state, reason, move_id, console_bytes, pid, pieces }
 }
 
 /// The unfinished move of a machine.

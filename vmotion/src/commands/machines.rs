@@ -24,6 +24,7 @@ pub(super) async fn create(arguments: CreateArguments, global: &Global) -> Resul
         huge_pages,
         dirty,
         interrupts,
+        span,
         from,
         dry_run,
     } = arguments;
@@ -44,12 +45,14 @@ pub(super) async fn create(arguments: CreateArguments, global: &Global) -> Resul
             Dirty::Ring => DirtySource::Ring,
         },
         interrupts: match interrupts {
-            Interrupts::Kernel => InterruptController::Kernel,
-            Interrupts::User => InterruptController::User,
+            // KVM's controllers know only the vCPUs of their own host.
+            None if !span.is_empty() => InterruptController::User,
+            None | Some(Interrupts::Kernel) => InterruptController::Kernel,
+            Some(Interrupts::User) => InterruptController::User,
         },
     };
     let from = from.as_deref().map(absolute).transpose()?;
-    let request = CreateRequest { spec, on, from, dry_run };
+    let request = CreateRequest { spec, on, from, span, dry_run };
     if dry_run {
         let placement = client.create_dry_run(&request).await?;
         if global.json {
@@ -62,7 +65,10 @@ pub(super) async fn create(arguments: CreateArguments, global: &Global) -> Resul
     if global.json {
         return output::json(&machine);
     }
-    println!("{} runs on {}", machine.name, machine.host);
+    match output::pieces(&machine.pieces).as_str() {
+        "" => println!("{} runs on {}", machine.name, machine.host),
+        pieces => println!("{} runs: {pieces}", machine.name),
+    }
     Ok(())
 }
 

@@ -2,20 +2,25 @@
 
 use super::request_key;
 use crate::{
-    arguments::{Global, MoveArguments, MovesCommand},
+    arguments::{Global, MoveArguments, MovesCommand, What},
     context, output, progress,
 };
 use anyhow::Result;
 use serde::Serialize;
-use vmotion_api::{ControllerClient, MoveCommand, Operation};
-use vmotion_model::{ByteSize, MoveId, MoveLimit, MoveOutcome, MoveRequest, Outlook, Placement};
+use vmotion_api::{ControllerClient, MoveCommand, MovePiece, Operation};
+use vmotion_model::{
+    ByteSize, MachineName, MoveId, MoveLimit, MoveOutcome, MoveRequest, Outlook, PieceMoved, PieceName, Placement,
+};
 
 /// Exit code of a move that did not happen while nothing was lost. One more than the API's own codes.
 const EXIT_NOT_MOVED: u8 = 8;
 
 pub(super) async fn start(arguments: MoveArguments, global: &Global) -> Result<()> {
     let client = context::client(global)?;
-    let MoveArguments { machine, to, dry_run, detach, .. } = &arguments;
+    let MoveArguments { what: What { machine, piece }, to, dry_run, detach, .. } = &arguments;
+    if let Some(piece) = piece {
+        return move_piece(&client, machine, *piece, to, global).await;
+    }
     let (dry_run, detach) = (*dry_run, *detach);
     let command = MoveCommand { machine: machine.clone(), to: to.clone(), request: request(&arguments), dry_run };
     if dry_run {
@@ -30,6 +35,23 @@ pub(super) async fn start(arguments: MoveArguments, global: &Global) -> Result<(
     if operation.outcome != Some(MoveOutcome::Moved) {
         std::process::exit(i32::from(EXIT_NOT_MOVED));
     }
+    Ok(())
+}
+
+async fn move_piece(
+    client: &ControllerClient,
+    machine: &MachineName,
+    piece: PieceName,
+    to: &str,
+    global: &Global,
+) -> Result<()> {
+    let moved = client.move_piece(machine, &MovePiece { piece, to: to.parse()? }).await?;
+    if global.json {
+        return output::json(&moved);
+    }
+    let PieceMoved { machine, piece, from, total_ms, pause_ms } = moved;
+    print!("{machine}/{} moved from {from} to {} in {total_ms:.1} ms", piece.name, piece.host);
+    println!("{}", if pause_ms > 0.0 { format!(", and stood still for {pause_ms:.1} ms") } else { String::new() });
     Ok(())
 }
 
