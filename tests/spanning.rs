@@ -7,7 +7,7 @@ mod harness;
 
 use harness::{World, key, kill, name, process_of, scenario};
 use std::time::{Duration, Instant};
-use vmotion_api::{ClientError, CreateRequest, MachineView, MoveCommand, MovePiece};
+use vmotion_api::{ClientError, CreateRequest, MachineView, MoveCommand, MovePiece, SpreadRequest};
 use vmotion_model::{
     ByteSize, ErrorCode, HostName, InterruptController, MachineName, MachineSpec, MachineState, MoveRequest, PieceMoved,
 };
@@ -105,6 +105,31 @@ fn pieces_of_a_running_machine_move_and_its_guest_finds_nothing_wrong() {
             }
         }
         assert!(moved >= 12, "only {moved} pieces were moved");
+        let view = spanning.wait_until_it_stands().await;
+        assert!(view.reason.unwrap().contains("powered off"));
+        let console = spanning.console();
+        assert!(console.contains("errors=0") && console.contains("lost=0"), "{console}");
+        spanning.end().await;
+    });
+}
+
+#[test]
+fn a_machine_is_gathered_and_spread_again() {
+    scenario("a_machine_is_gathered_and_spread_again", async {
+        let cmdline = CommandLine::new().program(Program::Sort).working_set_bytes(2 << 20).seconds(10);
+        let spanning = Spanning::create(Duration::from_secs(10), &cmdline).await;
+        let begun = Instant::now();
+        let mut times = 0;
+        while begun.elapsed() < Duration::from_secs(6) {
+            let client = &spanning.world.client;
+            let gathered = client.spread(&spanning.machine, &SpreadRequest { over: vec![name("h1")] }).await.unwrap();
+            assert_eq!(gathered.len(), 3);
+            assert!(spanning.pieces().await.iter().all(|piece| piece.ends_with(" h1")));
+            let spread = client.spread(&spanning.machine, &SpreadRequest { over: hosts() }).await.unwrap();
+            assert_eq!(spread.len(), 3);
+            times += 1;
+        }
+        assert!(times >= 3, "only {times} times");
         let view = spanning.wait_until_it_stands().await;
         assert!(view.reason.unwrap().contains("powered off"));
         let console = spanning.console();

@@ -3,7 +3,7 @@
 use crate::{
     agent::{ConsoleQuery, Heartbeat, SnapshotRequest},
     client::{ClientError, HttpClient},
-    span::{ClaimRequest, Claimed, MovePiece},
+    span::{ClaimRequest, Claimed, MovePiece, SpreadRequest},
 };
 use bytes::Bytes;
 use futures::Stream;
@@ -189,6 +189,14 @@ impl ControllerClient {
     /// [`ClientError`].
     pub async fn move_piece(&self, name: &MachineName, request: &MovePiece) -> Answer<PieceMoved> {
         self.http.call(Method::POST, &format!("/v1/machines/{name}/pieces"), request).await
+    }
+
+    /// Spreads a machine over some of its hosts, or gathers it on one; the pieces that moved.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn spread(&self, name: &MachineName, request: &SpreadRequest) -> Answer<Vec<PieceMoved>> {
+        self.http.call(Method::PUT, &format!("/v1/machines/{name}/pieces"), request).await
     }
 
     /// A host claims a piece of a machine.

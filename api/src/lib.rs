@@ -20,5 +20,7 @@ pub use client::{ClientError, ConsoleChunk, HttpClient};
 pub use controller::{CasRequest, ControllerClient, CreateRequest, MachineView, MoveCommand, Operation};
 pub use problem::{Json, Problem};
 pub use server::{Caller, TlsListener, serve};
-pub use span::{ClaimRequest, Claimed, MovePiece, PartAddress, PartAnswer, PartOrder, PartReady, PartRequest};
+pub use span::{
+    ClaimRequest, Claimed, MovePiece, PartAddress, PartAnswer, PartOrder, PartReady, PartRequest, SpreadRequest,
+};
 pub use vmotion_model::{Judgement, Placement, Verdict};

@@ -102,6 +102,14 @@ pub struct MovePiece {
     pub to: HostName,
 }
 
+/// `PUT /v1/machines/{name}/pieces`: spread a machine over these of its hosts, in equal shares; one gathers it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SpreadRequest {
+    /// Over which, in order.
+    pub over: Vec<HostName>,
+}
+
 /// Path of a machine's part at its host.
 pub(crate) fn part_path(name: &MachineName) -> String {
     format!("/v1/machines/{name}/part")

@@ -9,7 +9,7 @@ mod span;
 mod view;
 
 pub(crate) use drive::{drive, resume};
-pub(crate) use span::{claim, move_piece};
+pub(crate) use span::{claim, move_piece, spread};
 pub(crate) use view::{list, view};
 
 use crate::{

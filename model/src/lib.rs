@@ -25,7 +25,9 @@ pub use moves::{MoveId, MoveOutcome, MovePhase, MoveProgress, PageCounts, Strate
 pub use name::{DatacenterName, HostName, MachineName, NameError};
 pub use outlook::{Accuracy, Deviation, Expected, Forecast, Outlook, Survey};
 pub use owner::{Epoch, OwnerRecord, OwnerState};
-pub use piece::{Piece, PieceMoved, PieceName, PieceNameError, SPAN_HOSTS_MAX, first_pieces, slice_of_shards};
+pub use piece::{
+    Piece, PieceMoved, PieceName, PieceNameError, SPAN_HOSTS_MAX, first_pieces, slice_of_shards, spread_over,
+};
 pub use placement::{Judgement, Placement, Verdict};
 pub use report::{DigestReport, DowntimeReport, FollowReport, MoveSummary, Prediction};
 pub use request::{MoveLimit, MoveRequest};

@@ -91,13 +91,18 @@ pub struct PieceMoved {
 /// The pieces that a machine with `cpus` vCPUs begins with on `hosts`, in order: neighbouring vCPUs together, and a slice of memory on each.
 #[must_use]
 pub fn first_pieces(cpus: u8, hosts: &[HostName]) -> Vec<Piece> {
-    let count = hosts.len().max(1);
-    let vcpus = (0..cpus).filter_map(|vcpu| {
-        let at = usize::from(vcpu) * count / usize::from(cpus.max(1));
-        Some((PieceName::Vcpu(vcpu), hosts.get(at)?))
-    });
-    let slices = (0u8..).zip(hosts).map(|(slice, host)| (PieceName::Memory(slice), host));
-    vcpus.chain(slices).map(|(name, host)| Piece { name, host: host.clone(), epoch: Epoch::FIRST }).collect()
+    let slices = u8::try_from(hosts.len()).unwrap_or(u8::MAX);
+    let spread = spread_over(cpus, slices, hosts);
+    spread.into_iter().map(|(name, host)| Piece { name, host, epoch: Epoch::FIRST }).collect()
+}
+
+/// Where the pieces of a machine with `cpus` vCPUs and `slices` slices of memory are when it is spread over `hosts`: in equal shares, in order.
+#[must_use]
+pub fn spread_over(cpus: u8, slices: u8, hosts: &[HostName]) -> Vec<(PieceName, HostName)> {
+    let share = |number: u8, of: u8| hosts.get(usize::from(number) * hosts.len() / usize::from(of.max(1))).cloned();
+    let vcpus = (0..cpus).filter_map(|vcpu| Some((PieceName::Vcpu(vcpu), share(vcpu, cpus)?)));
+    let slices = (0..slices).filter_map(|slice| Some((PieceName::Memory(slice), share(slice, slices)?)));
+    vcpus.chain(slices).collect()
 }
 
 /// Which of a machine's shards (by their place among all of them, in ascending order) are in slice `slice` of `slices`.
@@ -163,6 +168,16 @@ mod tests {
         let shown: Vec<_> = pieces.iter().map(|piece| format!("{} {}", piece.name, piece.host)).collect();
         assert_eq!(shown, ["vcpu0 h1", "vcpu1 h1", "vcpu2 h2", "vcpu3 h2", "mem0 h1", "mem1 h2"]);
         assert_eq!(first_pieces(1, &hosts(3)).len(), 4);
+    }
+
+    #[test]
+    fn a_machine_is_spread_over_fewer_hosts_than_it_has_slices_and_over_more() {
+        let over =
+            |count| spread_over(2, 3, &hosts(count)).into_iter().map(|(_, host)| host.to_string()).collect::<Vec<_>>();
+        assert_eq!(over(1), ["h1"; 5]);
+        assert_eq!(over(2), ["h1", "h2", "h1", "h1", "h2"]);
+        assert_eq!(over(4), ["h1", "h3", "h1", "h2", "h3"]);
+        assert!(over(0).is_empty());
     }
 
     #[test]

@@ -68,6 +68,14 @@ pub(crate) enum Command {
         after_help = "Example: vmotion move vm1 --to dc2 --max-downtime 50\n\nUntil switch-over a move can be cancelled (vmotion cancel, or Ctrl-C here) and the machine runs on where it is."
     )]
     Move(MoveArguments),
+    /// Spread a machine that was created with --span over some of its hosts, in equal shares; over one gathers it
+    Span {
+        /// Which
+        machine: MachineName,
+        /// Over which of its hosts, such as h1,h2
+        #[arg(long, value_name = "HOST,HOST", value_delimiter = ',', required = true)]
+        over: Vec<HostName>,
+    },
     /// List moves, show or draw one, change its limits
     #[command(args_conflicts_with_subcommands = true)]
     Moves {

@@ -5,8 +5,8 @@ use serde::Serialize;
 use std::time::Duration;
 use vmotion_api::{MachineView, Operation};
 use vmotion_model::{
-    Accuracy, ByteSize, Forecast, Host, HostName, MoveOutcome, MoveSummary, Outlook, Piece, PieceName, Placement,
-    Verdict,
+    Accuracy, ByteSize, Forecast, Host, HostName, MoveOutcome, MoveSummary, Outlook, Piece, PieceMoved, PieceName,
+    Placement, Verdict,
 };
 
 /// Prints `value` as JSON.
@@ -90,6 +90,12 @@ pub(crate) fn pieces(pieces: &[Piece]) -> String {
         if first == last { format!("{kind}{first} {host}") } else { format!("{kind}{first}-{last} {host}") }
     };
     groups.into_iter().map(group).collect::<Vec<_>>().join(", ")
+}
+
+pub(crate) fn piece_moved(moved: &PieceMoved) {
+    let PieceMoved { machine, piece, from, total_ms, pause_ms } = moved;
+    let paused = if *pause_ms > 0.0 { format!(", and stood still for {pause_ms:.1} ms") } else { String::new() };
+    println!("{machine}/{} moved from {from} to {} in {total_ms:.1} ms{paused}", piece.name, piece.host);
 }
 
 pub(crate) fn hosts(hosts: &[Host]) {

@@ -13,6 +13,7 @@ use axum::{
 use std::sync::Arc;
 use vmotion_api::{
     ClaimRequest, Claimed, ClientError, CreateRequest, Json, MachineView, MovePiece, Problem, SnapshotRequest,
+    SpreadRequest,
 };
 use vmotion_model::{ApiError, MachineName, PieceMoved};
 
@@ -98,6 +99,18 @@ pub(super) async fn move_piece(
     Json(request): Json<MovePiece>,
 ) -> Result<Json<PieceMoved>, Problem> {
     Ok(Json(to_the_end(async move { machines::move_piece(&app, &name, request).await }).await?))
+}
+
+/// Spreads a machine over some of its hosts in equal shares, or gathers it on one; answered with the pieces that moved
+#[utoipa::path(put, path = "/v1/machines/{name}/pieces", tag = "machines", params(("name" = String, Path, description = "Machine")), request_body = SpreadRequest,
+    responses((status = 200, description = "What moved", body = Vec<PieceMoved>), (status = "default", description = "What went wrong", body = ApiError)))]
+pub(super) async fn spread(
+    _: Operator,
+    State(app): State<Arc<App>>,
+    Named(name): Named<MachineName>,
+    Json(request): Json<SpreadRequest>,
+) -> Result<Json<Vec<PieceMoved>>, Problem> {
+    Ok(Json(to_the_end(async move { machines::spread(&app, &name, request).await }).await?))
 }
 
 /// Claims a piece of a machine, by one of its hosts for itself; answered with who has it

@@ -19,6 +19,7 @@ use utoipa::OpenApi as _;
         machines::remove,
         machines::snapshot,
         machines::move_piece,
+        machines::spread,
         machines::claim,
         console::read,
         console::write,

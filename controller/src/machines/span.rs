@@ -17,11 +17,11 @@ use crate::{
 use std::{sync::Arc, time::Instant};
 use vmotion_api::{
     AgentClient, ClaimRequest, Claimed, ClientError, CreateRequest, MovePiece, PartAddress, PartOrder, PartReady,
-    PartRequest,
+    PartRequest, SpreadRequest,
 };
 use vmotion_model::{
     ApiError, Epoch, ErrorCode, HostName, HostState, Judgement, MachineName, MemoryLayout, OwnerRecord, OwnerState,
-    Piece, PieceMoved, PieceName, Placement, Verdict, first_pieces, slice_of_shards,
+    Piece, PieceMoved, PieceName, Placement, Verdict, first_pieces, slice_of_shards, spread_over,
 };
 use vmotion_spanning::{directory::ShardNumber, part::shards};
 use vmotion_transport::mesh::MeshTicket;
@@ -337,4 +337,37 @@ pub(crate) async fn move_piece(app: &Arc<App>, name: &MachineName, request: Move
     let total_ms = begun.elapsed().as_secs_f64() * 1000.0;
     let piece = Piece { name: piece, host: to, epoch };
     Ok(PieceMoved { machine: name.clone(), piece, from, total_ms, pause_ms: answer.pause_ms })
+}
+
+/// Spreads a machine over some of its hosts. What has moved when something fails stays where it is.
+pub(crate) async fn spread(
+    app: &Arc<App>,
+    name: &MachineName,
+    request: SpreadRequest,
+) -> Result<Vec<PieceMoved>, ApiError> {
+    let unknown = || not_found(format!("There is no machine {name}"));
+    let machine = load_machine(&*app.store, name).await?.ok_or_else(unknown)?;
+    if request.over.is_empty() {
+        return Err(invalid("over names no host: name at least one of the machine's"));
+    }
+    machine.value.spec.validate_span(&request.over).map_err(invalid)?;
+    let now = pieces(app, name).await?;
+    let slices = now.iter().filter(|piece| matches!(piece.name, PieceName::Memory(_))).count();
+    let slices = u8::try_from(slices).unwrap_or(u8::MAX);
+    let mut moved: Vec<PieceMoved> = Vec::new();
+    for (piece, to) in spread_over(machine.value.spec.cpus, slices, &request.over) {
+        if now.iter().any(|known| known.name == piece && known.host == to) {
+            continue;
+        }
+        match move_piece(app, name, MovePiece { piece, to: to.clone() }).await {
+            Ok(done) => moved.push(done),
+            Err(error) if moved.is_empty() => return Err(error),
+            Err(error) => {
+                let message =
+                    format!("{piece} did not go to {to}, after {} pieces had moved: {}", moved.len(), error.message);
+                return Err(ApiError { message, ..error });
+            }
+        }
+    }
+    Ok(moved)
 }

@@ -29,6 +29,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
         Command::Snapshot { machine, directory } => machines::snapshot(&machine, directory, global).await,
         Command::Console(arguments) => console::run(arguments, global).await,
         Command::Move(arguments) => moves::start(arguments, global).await,
+        Command::Span { machine, over } => moves::spread(&machine, over, global).await,
         Command::Moves { id, command: None } => moves::list(id, global).await,
         Command::Moves { command: Some(command), .. } => moves::one(command, global).await,
         Command::Cancel { id } => moves::cancel(&id, global).await,

@@ -7,9 +7,9 @@ use crate::{
 };
 use anyhow::Result;
 use serde::Serialize;
-use vmotion_api::{ControllerClient, MoveCommand, MovePiece, Operation};
+use vmotion_api::{ControllerClient, MoveCommand, MovePiece, Operation, SpreadRequest};
 use vmotion_model::{
-    ByteSize, MachineName, MoveId, MoveLimit, MoveOutcome, MoveRequest, Outlook, PieceMoved, PieceName, Placement,
+    ByteSize, HostName, MachineName, MoveId, MoveLimit, MoveOutcome, MoveRequest, Outlook, PieceName, Placement,
 };
 
 /// Exit code of a move that did not happen while nothing was lost. One more than the API's own codes.
@@ -20,6 +20,10 @@ pub(super) async fn start(arguments: MoveArguments, global: &Global) -> Result<(
     let MoveArguments { what: What { machine, piece }, to, dry_run, detach, .. } = &arguments;
     if let Some(piece) = piece {
         return move_piece(&client, machine, *piece, to, global).await;
+    }
+    // As a whole, one that spans several hosts goes piece by piece.
+    if !client.machine(machine).await?.pieces.is_empty() {
+        return spread(machine, vec![to.parse()?], global).await;
     }
     let (dry_run, detach) = (*dry_run, *detach);
     let command = MoveCommand { machine: machine.clone(), to: to.clone(), request: request(&arguments), dry_run };
@@ -38,6 +42,18 @@ pub(super) async fn start(arguments: MoveArguments, global: &Global) -> Result<(
     Ok(())
 }
 
+pub(super) async fn spread(machine: &MachineName, over: Vec<HostName>, global: &Global) -> Result<()> {
+    let moved = context::client(global)?.spread(machine, &SpreadRequest { over }).await?;
+    if global.json {
+        return output::json(&moved);
+    }
+    if moved.is_empty() {
+        println!("all pieces of {machine} are there already");
+    }
+    moved.iter().for_each(output::piece_moved);
+    Ok(())
+}
+
 async fn move_piece(
     client: &ControllerClient,
     machine: &MachineName,
@@ -49,9 +65,7 @@ async fn move_piece(
     if global.json {
         return output::json(&moved);
     }
-    let PieceMoved { machine, piece, from, total_ms, pause_ms } = moved;
-    print!("{machine}/{} moved from {from} to {} in {total_ms:.1} ms", piece.name, piece.host);
-    println!("{}", if pause_ms > 0.0 { format!(", and stood still for {pause_ms:.1} ms") } else { String::new() });
+    output::piece_moved(&moved);
     Ok(())
 }
 
