@@ -71,7 +71,7 @@ fn scale(value: u64, numerator: u64, denominator: u64) -> u64 {
 
 impl TscShift {
     /// Of a vCPU that goes to another part of its machine, whose TSCs all show the same: `ticks` are what this host's TSC is behind the other's,
-    /// in ticks of `host_khz`, at any one moment.
+    /// in ticks of `host_khz`, at any one moment, by this host's time before it was set forward.
     pub(crate) const fn between_parts(ticks: u64, host_khz: u32) -> Self {
         let (source_host_khz, target_host_khz) = (host_khz, host_khz);
         Self {
@@ -82,6 +82,16 @@ impl TscShift {
             elapsed_ns: 0,
             exact: true,
         }
+    }
+
+    /// The same on a host whose time was set forward by `ticks`.
+    ///
+    /// With anchors (`vcpu/time.rs`) a vCPU's offset at its source is `first + advanced + constant`, of the source. It comes with `ticks = first
+    /// here - first there - advanced there`, so its offset here becomes `first here + constant`, and with this `first here + advanced here +
+    /// constant`.
+    pub(crate) const fn advanced(self, ticks: u64) -> Self {
+        // A machine that is all here begins anew.
+        if self.exact { Self { source_host_tsc: self.source_host_tsc.wrapping_add(ticks), ..self } } else { self }
     }
 
     pub(crate) const fn is_exact(&self) -> bool {
@@ -147,6 +157,30 @@ mod tests {
         // At one moment this host's TSC shows 300 where the other's shows 1,000.
         let target = TscShift::between_parts(700, 2_000_000).target(50, 2_000_000);
         assert_eq!(target.offset + 300, 50 + 1_000);
+    }
+
+    #[test]
+    fn a_vcpu_that_moves_between_hosts_that_were_set_forward_keeps_its_constant() {
+        const CONSTANT: u64 = 77_000;
+        const KHZ: u32 = 2_000_000;
+        // Of each host: its first anchor, and what its time was set forward by when the vCPU came and when it left.
+        let hosts = [
+            (0u64, 0u64, 9_000u64),
+            (0u64.wrapping_sub(5_000_000), 40, 7_777),
+            (u64::MAX / 3, 3, 3),
+            (0, 9_500, 9_501),
+        ];
+        let mut offset = CONSTANT;
+        let mut left_with = None;
+        for (first, came, left) in hosts {
+            if let Some(anchor) = left_with {
+                let shift = TscShift::between_parts(first.wrapping_sub(anchor), KHZ).advanced(came);
+                offset = shift.target(offset, KHZ).offset;
+            }
+            assert_eq!(offset, first.wrapping_add(came).wrapping_add(CONSTANT));
+            offset = offset.wrapping_add(left - came);
+            left_with = Some(first.wrapping_add(left));
+        }
     }
 
     #[test]

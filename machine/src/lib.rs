@@ -31,7 +31,7 @@ pub use config::{ConsoleConfig, MachineConfig};
 pub use console::{ConsoleHandle, ConsoleNotify};
 pub use error::MachineError;
 pub use host::{HostFacts, probe_host};
-pub use machine::{Arrived, ExitReason, Frozen, Machine, PauseGuard};
+pub use machine::{Arrived, ExitReason, Frozen, Machine, PauseGuard, Released};
 pub use memory::{Filling, GuestRam, OutsideRam};
 pub use part::{Elsewhere, Part, Space, VcpuSet};
 pub use state::{STATE_VERSION, StateError, StateSummary, inspect_state};

@@ -5,7 +5,7 @@ mod parts;
 mod pause;
 mod snapshot;
 
-pub use parts::Arrived;
+pub use parts::{Arrived, Released};
 pub use pause::{Frozen, PauseGuard};
 
 use crate::boot::MmioPlace;

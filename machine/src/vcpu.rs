@@ -7,17 +7,21 @@
 //! Invariant: a thread that is parked has finished the I/O of its last exit, so its registers may be saved.
 
 pub(crate) mod cpuid;
+mod exits;
 mod interrupts;
 mod msrs;
 mod run;
 mod state;
 mod throttle;
+mod time;
 
+pub(crate) use exits::Exits;
 pub(crate) use interrupts::UserSide;
 pub(crate) use msrs::MsrPlan;
-pub(crate) use run::{Exits, ParkedCount, RunContext, VcpuShared};
+pub(crate) use run::{ParkedCount, RunContext, VcpuShared};
 pub(crate) use state::VcpuState;
 pub use throttle::Throttle;
+pub(crate) use time::Advance;
 
 use crate::MachineError;
 use crate::clock::TscShift;
@@ -49,6 +53,8 @@ pub(crate) enum Command {
     Run,
     Boot(BootEntry, SyncSender<Result<(), MachineError>>),
     Save(SyncSender<Result<VcpuState, MachineError>>),
+    /// Save it for another part: with how much of [`Advance`] is in its TSC.
+    Release(SyncSender<Result<(VcpuState, u64), MachineError>>),
     Restore(Box<VcpuState>, TscShift, SyncSender<Result<(), MachineError>>),
     End,
 }

@@ -10,7 +10,9 @@ use crate::host;
 use crate::interrupts::Driver;
 use crate::memory::GuestRam;
 use crate::part::Elsewhere;
-use crate::vcpu::{Command, Exits, MsrPlan, ParkedCount, RunContext, UserSide, Vcpu, VcpuParts, ask_all, cpuid};
+use crate::vcpu::{
+    Advance, Command, Exits, MsrPlan, ParkedCount, RunContext, UserSide, Vcpu, VcpuParts, ask_all, cpuid,
+};
 use crate::vm::{Vm, open_kvm};
 use crate::{ConsoleHandle, MachineConfig, MachineError, Part};
 use kvm_bindings::CpuId;
@@ -64,6 +66,7 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
         buses: devices.buses,
         exits,
         parked: ParkedCount::default(),
+        advance: Advance::default(),
         rings: rings.clone().map_or_else(OnceLock::new, OnceLock::from),
     });
     let mut vcpus = Vec::with_capacity(fds.len());

@@ -101,7 +101,7 @@ impl Machine {
     /// # Errors
     /// [`MachineError::WrongVcpu`] when it is not here; [`MachineError::VcpuSilent`] and others when it cannot be stopped or saved: it runs
     /// on here then.
-    pub fn release_vcpu(&self, vcpu: u8) -> Result<Vec<u8>, MachineError> {
+    pub fn release_vcpu(&self, vcpu: u8) -> Result<Released, MachineError> {
         let action = "give it away";
         let driver = self.inner.driver(action)?;
         // Nobody pauses, resumes or stops the machine meanwhile.
@@ -123,12 +123,13 @@ impl Machine {
         driver.controller().leave(index);
         leaving.shared().set_here(false);
         driver.arm(index, None);
-        let state = ask_all(slice::from_ref(leaving), |_, answer| Command::Save(answer)).and_then(|states| {
+        let released = ask_all(slice::from_ref(leaving), |_, answer| Command::Release(answer)).and_then(|states| {
             let mut writer = SectionWriter::default();
-            states.iter().try_for_each(|state| writer.put(&vcpu_section(vcpu), SECTION_VERSION, state))?;
-            Ok(writer.finish())
+            states.iter().try_for_each(|(state, _)| writer.put(&vcpu_section(vcpu), SECTION_VERSION, state))?;
+            let tsc_advanced = states.first().map_or(0, |(_, advanced)| *advanced);
+            Ok(Released { state: writer.finish(), tsc_advanced })
         });
-        state.map_err(|error| {
+        released.map_err(|error| {
             leaving.shared().set_here(true);
             driver.controller().expect(index);
             driver.controller().come(index);
@@ -155,8 +156,10 @@ impl Machine {
         }
     }
 
-    /// Restores `vcpu` from the `state` that another part gave. `tsc_ahead` is how far that host's TSC is ahead of this one's, in ticks,
-    /// at any one moment; what it is behind wraps around.
+    /// Restores `vcpu` from the `state` that a part gave. `tsc_ahead` is how far that host's TSC was ahead of this one's, in ticks, by what the
+    /// vCPU showed there and by this host's time before it was first set forward ([`Self::advance_tsc`]); what it was behind wraps around. In
+    /// terms of anchors, which make the machine's time of a host's TSC: this host's first, minus the other's as it is in the vCPU, which is
+    /// the other's first plus [`Released::tsc_advanced`].
     ///
     /// # Errors
     /// [`MachineError::WrongVcpu`] when it is here; [`MachineError::State`] when the state is damaged, or of another vCPU; others when KVM
@@ -188,10 +191,35 @@ impl Machine {
         Ok(Arrived { machine: self, vcpu, runs: false })
     }
 
+    /// Sets the time that vCPUs here show forward by `ticks` of this host's TSC. Those that run follow before they enter the guest again, and
+    /// are made to leave it; those that come later show it too. Never blocks.
+    pub fn advance_tsc(&self, ticks: u64) {
+        // Others do not take a kick back before they enter the guest.
+        if ticks > 0 && self.inner.is_part {
+            self.inner.context.advance.add(ticks);
+            self.inner.context.exits.kick_all();
+        }
+    }
+
+    /// The frequency of this host's TSC, in kHz.
+    #[must_use]
+    pub fn host_tsc_khz(&self) -> u32 {
+        self.inner.host_tsc_khz
+    }
+
     /// Ends the guest here for a `reason` that another part has: all vCPUs stop.
     pub fn end(&self, reason: ExitReason) {
         self.inner.context.exits.shut_down(reason);
     }
+}
+
+/// A vCPU that was stopped, and is not here any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Released {
+    /// Everything of it.
+    pub state: Vec<u8>,
+    /// How far its TSC was set forward by [`Machine::advance_tsc`] here, in ticks of this host's TSC, all in all.
+    pub tsc_advanced: u64,
 }
 
 /// A vCPU that was restored and belongs to nobody yet. Dropped, it is not here, and what has come for it is sent after it.

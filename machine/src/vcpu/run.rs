@@ -1,7 +1,9 @@
 //! The vCPU thread: enters the guest, answers its exits, and stops cleanly when asked.
 
+use super::exits::Exits;
 use super::interrupts::Turn;
-use super::state::{boot, restore, save};
+use super::state::{VcpuState, boot, restore, save};
+use super::time::{Advance, follow};
 use super::{Command, Vcpu, VcpuParts};
 use crate::MachineError;
 use crate::bus::Buses;
@@ -235,72 +237,13 @@ impl ParkedCount {
     }
 }
 
-type ExitNotify = Box<dyn Fn(&ExitReason) + Send + Sync>;
-
-/// The first reason the guest gave to end, and all vCPUs, which must stop then.
-#[derive(Default)]
-pub(crate) struct Exits {
-    reason: Mutex<Option<ExitReason>>,
-    changed: Condvar,
-    vcpus: OnceLock<Vec<Arc<VcpuShared>>>,
-    notify: Mutex<Vec<ExitNotify>>,
-}
-
-impl Exits {
-    pub(crate) fn set_vcpus(&self, vcpus: Vec<Arc<VcpuShared>>) {
-        // Called once, while the machine is built.
-        let _ = self.vcpus.set(vcpus);
-    }
-
-    pub(crate) fn reason(&self) -> Option<ExitReason> {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Calls `notify` once with the reason, at once when there is one already.
-    pub(crate) fn on_exit(&self, notify: ExitNotify) {
-        let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*reason {
-            Some(reason) => notify(reason),
-            None => self.notify.lock().unwrap_or_else(PoisonError::into_inner).push(notify),
-        }
-    }
-
-    pub(crate) fn wait(&self, within: Duration) -> Option<ExitReason> {
-        let deadline = Instant::now() + within;
-        let mut reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
-        while reason.is_none() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            reason = self.changed.wait_timeout(reason, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        reason.clone()
-    }
-}
-
-impl ShutdownSink for Exits {
-    fn shut_down(&self, reason: ExitReason) {
-        let mut first = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
-        if first.is_some() {
-            return;
-        }
-        *first = Some(reason.clone());
-        for vcpu in self.vcpus.get().into_iter().flatten() {
-            vcpu.request_stop();
-        }
-        self.changed.notify_all();
-        let notify = std::mem::take(&mut *self.notify.lock().unwrap_or_else(PoisonError::into_inner));
-        drop(first);
-        notify.iter().for_each(|call| call(&reason));
-    }
-}
-
 /// What all vCPUs of a machine share.
 pub(crate) struct RunContext {
     pub(crate) buses: Buses,
     pub(crate) exits: Arc<Exits>,
     pub(crate) parked: ParkedCount,
+    /// Of a machine with parts on several hosts; else it stays 0.
+    pub(crate) advance: Advance,
     /// Where the machine has dirty rings: who empties a full one. Set once the rings of all vCPUs are mapped.
     pub(crate) rings: OnceLock<Arc<RingCollector>>,
 }
@@ -308,6 +251,8 @@ pub(crate) struct RunContext {
 pub(super) struct VcpuThread {
     parts: VcpuParts,
     shared: Arc<VcpuShared>,
+    /// How much of [`Advance`] is in its TSC offset.
+    advanced: u64,
 }
 
 /// What an exit means for the thread.
@@ -319,7 +264,7 @@ enum Next {
 
 impl VcpuThread {
     pub(super) const fn new(parts: VcpuParts, shared: Arc<VcpuShared>) -> Self {
-        Self { parts, shared }
+        Self { parts, shared, advanced: 0 }
     }
 
     /// Serves commands until told to end, or until the machine is gone.
@@ -335,12 +280,19 @@ impl VcpuThread {
                 Command::Run => self.run(),
                 Command::Boot(entry, answer) => drop(answer.send(boot(&self.parts.fd, entry))),
                 Command::Save(answer) => drop(answer.send(save(&mut self.parts, &self.shared))),
+                Command::Release(answer) => drop(answer.send(self.release())),
                 Command::Restore(state, shift, answer) => {
-                    drop(answer.send(restore(&mut self.parts, *state, &shift)));
+                    self.advanced = self.parts.context.advance.total();
+                    drop(answer.send(restore(&mut self.parts, *state, &shift.advanced(self.advanced))));
                 }
                 Command::End => return,
             }
         }
+    }
+
+    fn release(&mut self) -> Result<(VcpuState, u64), MachineError> {
+        follow(&self.parts.fd, self.parts.context.advance.total(), &mut self.advanced)?;
+        Ok((save(&mut self.parts, &self.shared)?, self.advanced))
     }
 
     fn run(&mut self) {
@@ -360,6 +312,10 @@ impl VcpuThread {
             self.shared.take_nap();
             if self.shared.stop.load(Ordering::SeqCst) {
                 return self.finish_io();
+            }
+            let total = self.parts.context.advance.total();
+            if let Err(error) = follow(&self.parts.fd, total, &mut self.advanced) {
+                return Some(internal_reason(self.parts.id, &error_text(&error)));
             }
             match self.take_turn() {
                 Ok(Turn::Enter) => {}

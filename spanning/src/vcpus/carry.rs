@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 use thiserror::Error;
-use vmotion_machine::{ExitReason, Machine, MachineError};
+use vmotion_machine::{ExitReason, Machine, MachineError, Released};
 use vmotion_model::{Epoch, error_chain};
 use vmotion_transport::mesh::MESSAGE_BYTES_MAX;
 
@@ -146,20 +146,20 @@ impl Carrier {
         }
         let stopped = Instant::now();
         self.desk.goes(vcpu, to);
-        let state = match self.machine.release_vcpu(vcpu) {
-            Ok(state) => state,
+        let released = match self.machine.release_vcpu(vcpu) {
+            Ok(released) => released,
             Err(source) => {
                 self.desk.stays(vcpu);
                 self.desk.send(To::Host(to), Letter::Forget { vcpu, epoch });
                 return Err(MoveError::Release { vcpu, source });
             }
         };
-        let state_bytes = state.len();
+        let state_bytes = released.state.len();
         if state_bytes + AROUND_STATE > MESSAGE_BYTES_MAX {
             let reason = format!("its state has {state_bytes} bytes, and no message more than {MESSAGE_BYTES_MAX}");
-            return self.take_back(vcpu, wanted, &state, reason, stopped);
+            return self.take_back(vcpu, wanted, &released, reason, stopped);
         }
-        self.desk.send(To::Host(to), Letter::State { vcpu, epoch, state: state.clone() });
+        self.desk.send(To::Host(to), Letter::State { vcpu, epoch, state: released.state.clone() });
         let taken = hear(heard, stopped + patience, |heard| match heard {
             Heard::Taken(of, refused) => (of == epoch).then_some(refused),
             Heard::Ready(_) => None,
@@ -169,10 +169,10 @@ impl Carrier {
                 self.desk.learn(vcpu, wanted);
                 Ok(Given { placement: wanted, pause: stopped.elapsed(), state_bytes })
             }
-            Some(Some(reason)) => self.take_back(vcpu, wanted, &state, reason, stopped),
+            Some(Some(reason)) => self.take_back(vcpu, wanted, &released, reason, stopped),
             None => {
                 let reason = format!("it does not say within {patience:?} that it has it");
-                self.take_back(vcpu, wanted, &state, reason, stopped)
+                self.take_back(vcpu, wanted, &released, reason, stopped)
             }
         }
     }
@@ -182,7 +182,7 @@ impl Carrier {
         &self,
         vcpu: u8,
         wanted: Placement,
-        state: &[u8],
+        released: &Released,
         reason: String,
         stopped: Instant,
     ) -> Result<Given, MoveError> {
@@ -197,10 +197,11 @@ impl Carrier {
         };
         if owner != mine {
             self.desk.learn(vcpu, owner);
-            return Ok(Given { placement: owner, pause: stopped.elapsed(), state_bytes: state.len() });
+            return Ok(Given { placement: owner, pause: stopped.elapsed(), state_bytes: released.state.len() });
         }
-        // The same TSC it was saved with.
-        let arrived = match self.machine.adopt_vcpu(vcpu, state, 0) {
+        // This host's TSC is behind itself by what it is set forward by and the vCPU shows already.
+        let tsc_ahead = 0u64.wrapping_sub(released.tsc_advanced);
+        let arrived = match self.machine.adopt_vcpu(vcpu, &released.state, tsc_ahead) {
             Ok(arrived) => arrived,
             Err(source) => {
                 let text = format!("vCPU {vcpu} is lost: {}", error_chain(&source));
