@@ -6,10 +6,11 @@
 //! ```
 
 use crate::{
+    clock::{ClockUser, PeerClock, Timekeeper},
     directory::{HostId, HostSet, PAGES_PER_SHARD, Route, ShardError, ShardNumber},
     memory::{Gone, MemoryNode, NodeConfig, NodeControl, NodeError, RelocationError, ShardRegistry},
     registry::{Piece, Placement, Registry},
-    vcpus::{Clocks, Given, MoveError, VcpuUser, Vcpus},
+    vcpus::{Given, MoveError, VcpuUser, Vcpus},
 };
 use rustix::fd::BorrowedFd;
 use std::{
@@ -33,8 +34,10 @@ use vmotion_transport::{
     session::SessionError,
 };
 
-/// Streams below are those of vCPUs, from here on those of memory.
-const MEMORY_STREAMS: u8 = 1;
+/// The stream of times. Below are those of vCPUs.
+const CLOCK_STREAM: u8 = 1;
+/// From here on they are those of memory.
+const MEMORY_STREAMS: u8 = 2;
 /// How long to wait before the store is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How long a home takes to move, usually.
@@ -129,8 +132,6 @@ pub struct PartConfig {
     pub tuning: MeshTuning,
     /// Who decides where pieces are.
     pub registry: Arc<dyn Registry>,
-    /// How the hosts' TSCs differ.
-    pub clocks: Arc<dyn Clocks>,
 }
 
 /// The shards of a machine with this memory.
@@ -150,6 +151,7 @@ pub struct SpanningPart {
     vcpus: Vcpus,
     memory: NodeControl,
     registry: Arc<dyn Registry>,
+    time: Arc<Timekeeper>,
     mesh: Mesh,
 }
 
@@ -182,7 +184,6 @@ impl SpanningPart {
             ticket,
             tuning,
             registry,
-            clocks,
         } = config;
         check(&machine, hosts, hub, &vcpus)?;
         let name = machine.spec.name.clone();
@@ -214,13 +215,15 @@ impl SpanningPart {
         })?;
         let (store, control) = (Arc::clone(&registry), memory.clone());
         thread::Builder::new().name("placements".to_owned()).spawn(move || ask(&*store, &control, &asked))?;
-        let mut letters = vcpus.serve(&machine, &registry, &clocks)?;
+        let time = Timekeeper::new(&machine, me == hub);
+        let mut letters = vcpus.serve(&machine, &registry, &time)?;
         hosts.without(me).iter().for_each(|other| letters.add(peer(other)));
+        let clock = ClockUser::new(Arc::clone(&time), StreamNumber(CLOCK_STREAM));
         let options = MeshOptions { socket, identity, me: peer(me), incarnation, machine: name, ticket, tuning };
         let watched = Arc::downgrade(&machine);
-        let users = Users { letters, node, lease, silent: BTreeMap::new(), machine: watched };
+        let users = Users { letters, clock, node, lease, silent: BTreeMap::new(), machine: watched };
         let mesh = Mesh::start(options, Box::new(users))?;
-        Ok(Self { machine, vcpus, memory, registry, mesh })
+        Ok(Self { machine, vcpus, memory, registry, time, mesh })
     }
 
     /// Talks to another host of the machine from now on.
@@ -253,12 +256,18 @@ impl SpanningPart {
         self.mesh.figures()
     }
 
+    /// How the machine's time here compares with that on the other hosts, as far as is known.
+    #[must_use]
+    pub fn clocks(&self) -> Vec<PeerClock> {
+        self.time.clocks()
+    }
+
     /// Moves a vCPU from this host to `to`. Waits for `patience` at most, unless the store cannot be heard.
     ///
     /// # Errors
     /// [`MoveError`]: it runs here as before, or is where it was.
     pub fn give_vcpu(&self, vcpu: u8, to: HostId, patience: Duration) -> Result<Given, MoveError> {
-        self.vcpus.give(&self.machine, &self.registry, vcpu, to, patience)
+        self.vcpus.give(&self.machine, &self.registry, &self.time, vcpu, to, patience)
     }
 
     /// Begins to move the home of `shard` from this host to `to`.
@@ -368,9 +377,10 @@ fn ask(registry: &dyn Registry, control: &NodeControl, asked: &Receiver<(ShardNu
     }
 }
 
-/// Both users of a part's mesh.
+/// All users of a part's mesh.
 struct Users {
     letters: VcpuUser,
+    clock: ClockUser,
     node: MemoryNode,
     lease: Duration,
     /// Hosts that were here and are not, and since when.
@@ -401,7 +411,11 @@ impl Users {
     }
 
     fn user_of(&mut self, stream: StreamNumber) -> &mut dyn MeshUser {
-        if stream.0 < MEMORY_STREAMS { &mut self.letters } else { &mut self.node }
+        match stream.0 {
+            ..CLOCK_STREAM => &mut self.letters,
+            CLOCK_STREAM => &mut self.clock,
+            MEMORY_STREAMS.. => &mut self.node,
+        }
     }
 }
 
@@ -412,7 +426,8 @@ impl MeshUser for Users {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        [self.letters.deadline(), self.node.deadline(), self.lease_ends()].into_iter().flatten().min()
+        let users = [self.letters.deadline(), self.clock.deadline(), self.node.deadline(), self.lease_ends()];
+        users.into_iter().flatten().min()
     }
 
     fn awaits(&self) -> bool {
@@ -421,12 +436,15 @@ impl MeshUser for Users {
 
     fn woken(&mut self, out: &mut dyn Outgoing) {
         self.letters.woken(out);
+        self.clock.woken(out);
         self.node.woken(out);
         self.end_leases();
     }
 
     fn connected(&mut self, peer: Peer, out: &mut dyn Outgoing) {
         self.silent.remove(&peer);
+        // First, for nothing else is sent yet that a question would wait for.
+        self.clock.connected(peer, out);
         self.letters.connected(peer, out);
         self.node.connected(peer, out);
     }
@@ -434,6 +452,7 @@ impl MeshUser for Users {
     fn lost(&mut self, peer: Peer, why: &SessionError, out: &mut dyn Outgoing) {
         self.silent.insert(peer, Instant::now());
         self.letters.lost(peer, why, out);
+        self.clock.lost(peer, why, out);
         self.node.lost(peer, why, out);
     }
 

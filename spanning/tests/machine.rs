@@ -17,7 +17,6 @@ use vmotion_spanning::{
     directory::{HostId, HostSet, Route},
     part::{OtherHost, PartConfig, SpanningPart, shards},
     registry::{Piece, Placement, Registry, Unheard},
-    vcpus::Clocks,
 };
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal,
@@ -55,15 +54,6 @@ impl Registry for Store {
             *known = wanted;
         }
         Ok(*known)
-    }
-}
-
-/// All parts are on this host.
-struct OneClock;
-
-impl Clocks for OneClock {
-    fn tsc_ahead(&self, _: HostId) -> Option<u64> {
-        Some(0)
     }
 }
 
@@ -114,7 +104,7 @@ impl Spanning {
                 hub: host(0),
                 hosts: (0..hosts).fold(HostSet::EMPTY, |hosts, number| hosts.with(host(number))),
                 lease: LEASE,
-                // All begin on the hub, so that their TSCs are in step.
+                // All begin on the hub, which has the time from the beginning.
                 vcpus: vec![Placement { host: host(0), epoch: Epoch::FIRST }; usize::from(cpus)],
                 homes: homes.clone(),
                 socket,
@@ -123,7 +113,6 @@ impl Spanning {
                 ticket: ticket.clone(),
                 tuning: MeshTuning::default(),
                 registry: Arc::clone(&store) as _,
-                clocks: Arc::new(OneClock),
             });
             let part = started.unwrap();
             for other in (0..hosts).filter(|other| *other != me) {
@@ -182,6 +171,8 @@ impl Spanning {
         assert!(text.contains("errors=0"), "{program}: {text}");
         let proof = text.lines().find(|line| line.starts_with("P ")).unwrap_or_default().to_owned();
         assert!(proof.contains(" lost=0"), "{program}: {text}");
+        let mut seconds = text.lines().filter(|line| line.starts_with("S "));
+        assert!(seconds.all(|second| second.contains(" tsc_back=0 ")), "{program}: time went back: {text}");
         for part in &self.parts {
             assert!(part.machine().wait_exit(SOON).is_some(), "a part does not know that the guest has ended");
         }
@@ -259,6 +250,33 @@ fn pieces_move_while_programs_run() {
         println!("{} {count} vCPUs moved, at most {longest:?}, {homes} homes", machine.finish(program));
         assert!(count > 10 && homes > 10, "{count} vCPUs and {homes} homes were moved");
     }
+}
+
+#[test]
+fn parts_have_one_time() {
+    if !kvm_or_skip("parts_have_one_time") {
+        return;
+    }
+    let machine = Spanning::boot(3, 3, 64, &cmdline(Program::Mutex, u64::MAX).seconds(6));
+    let mut random = Random(7);
+    for _ in 0..20 {
+        assert_eq!(machine.hub().wait_exit(Duration::from_millis(100)), None);
+        let vcpu = u8::try_from(random.below(3)).unwrap();
+        machine.move_vcpu(vcpu, random.below(3));
+    }
+    let clocks: Vec<_> = machine.parts.iter().map(SpanningPart::clocks).collect();
+    for (here, rows) in clocks.iter().enumerate() {
+        assert_eq!(rows.len(), 2, "{rows:?}");
+        for row in rows {
+            println!("{} at h{here}: {row:?}", row.host);
+            assert!(row.exchanges > 10 && row.uncertain_ns < 20_000_000, "{row:?}");
+            // They have one TSC, so one is ahead by as much as the other is behind.
+            let back = clocks[row.host.index()].iter().find(|back| back.host == host(here)).unwrap();
+            let apart = (row.ahead_ns + back.ahead_ns).unsigned_abs();
+            assert!(apart <= row.uncertain_ns + back.uncertain_ns, "{row:?} {back:?}");
+        }
+    }
+    println!("{}", machine.finish(Program::Mutex));
 }
 
 /// What remote faults cost, and what local work loses: nothing is asserted.

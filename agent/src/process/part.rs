@@ -21,7 +21,6 @@ use vmotion_spanning::{
     directory::{HostId, HostSet, Route, ShardNumber},
     part::{OtherHost, PartConfig, SpanningPart, shards},
     registry::{Piece, Placement, Registry, Unheard},
-    vcpus::Clocks,
 };
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal,
@@ -118,7 +117,6 @@ impl PartLife {
             ticket: share.ticket.clone(),
             tuning: MeshTuning::default(),
             registry: Arc::new(registry),
-            clocks: Arc::new(OneClock),
         });
         let part = part.map_err(|error| error_chain(&error))?;
         let orders = Mutex::new(Stage::Prepared);
@@ -221,14 +219,5 @@ impl Registry for ControllerRegistry {
         let host =
             number.ok_or_else(|| Unheard { piece, reason: format!("it names {host}, which is none of its hosts") })?;
         Ok(Placement { host, epoch })
-    }
-}
-
-/// All hosts count alike.
-struct OneClock;
-
-impl Clocks for OneClock {
-    fn tsc_ahead(&self, _: HostId) -> Option<u64> {
-        Some(0)
     }
 }

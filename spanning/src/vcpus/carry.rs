@@ -1,11 +1,11 @@
 //! Moving a vCPU, at both ends. The messages and who decides are in [`super`].
 
 use super::{
-    Clocks,
     desk::{Desk, Heard, To},
     letter::Letter,
 };
 use crate::{
+    clock::{Departure, Timekeeper, Untimely},
     directory::HostId,
     registry::{Piece, Placement, Registry},
 };
@@ -24,6 +24,8 @@ use vmotion_transport::mesh::MESSAGE_BYTES_MAX;
 
 /// How long to wait before the store is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// How long a target waits to know the machine's time: longer than the first exchanges take on any path.
+const TIME_KNOWN: Duration = Duration::from_secs(2);
 /// What a letter with a state has beside it, in bytes.
 const AROUND_STATE: usize = 256;
 
@@ -73,6 +75,16 @@ pub enum MoveError {
         /// How long was waited.
         patience: Duration,
     },
+    /// The hosts do not have one time. The vCPU was not stopped.
+    #[error("vCPU {vcpu} cannot take its time along to {to}, and runs on")]
+    Time {
+        /// Which.
+        vcpu: u8,
+        /// Where it was to go.
+        to: HostId,
+        /// Why.
+        source: Untimely,
+    },
     /// It could not be stopped or saved, and runs on.
     #[error("vCPU {vcpu} cannot be released, and runs on")]
     Release {
@@ -105,6 +117,7 @@ pub(super) struct Carrier {
     pub(super) desk: Arc<Desk>,
     pub(super) machine: Arc<Machine>,
     pub(super) registry: Arc<dyn Registry>,
+    pub(super) time: Arc<Timekeeper>,
 }
 
 impl Carrier {
@@ -130,8 +143,12 @@ impl Carrier {
         heard: &Receiver<Heard>,
     ) -> Result<Given, MoveError> {
         let Placement { host: to, epoch } = wanted;
-        self.desk.send(To::Host(to), Letter::Expect { vcpu, epoch });
         let until = Instant::now() + patience;
+        self.time.wait_for(to, until).map_err(|source| match source {
+            Untimely::Unheard { .. } => MoveError::Silent { vcpu, to, patience },
+            source => MoveError::Time { vcpu, to, source },
+        })?;
+        self.desk.send(To::Host(to), Letter::Expect { vcpu, epoch });
         let ready = hear(heard, until, |heard| match heard {
             Heard::Ready(of) => (of == epoch).then_some(None),
             Heard::Taken(of, refused) => (of == epoch).then_some(refused),
@@ -159,7 +176,11 @@ impl Carrier {
             let reason = format!("its state has {state_bytes} bytes, and no message more than {MESSAGE_BYTES_MAX}");
             return self.take_back(vcpu, wanted, &released, reason, stopped);
         }
-        self.desk.send(To::Host(to), Letter::State { vcpu, epoch, state: released.state.clone() });
+        let departure = match self.time.departure(released.tsc_advanced) {
+            Ok(departure) => departure,
+            Err(error) => return self.take_back(vcpu, wanted, &released, error_chain(&error), stopped),
+        };
+        self.desk.send(To::Host(to), Letter::State { vcpu, epoch, departure, state: released.state.clone() });
         let taken = hear(heard, stopped + patience, |heard| match heard {
             Heard::Taken(of, refused) => (of == epoch).then_some(refused),
             Heard::Ready(_) => None,
@@ -231,15 +252,15 @@ impl Carrier {
     }
 
     /// Takes vCPUs that other hosts give, until there is no mesh any more.
-    pub(super) fn take_all(&self, clocks: &dyn Clocks, letters: &Receiver<(HostId, Letter)>) {
+    pub(super) fn take_all(&self, letters: &Receiver<(HostId, Letter)>) {
         while let Ok((from, letter)) = letters.recv() {
             let answer = match letter {
-                Letter::Expect { vcpu, epoch } => Some(match self.machine.expect_vcpu(vcpu) {
+                Letter::Expect { vcpu, epoch } => Some(match self.expect(vcpu, from) {
                     Ok(()) => Letter::Ready { vcpu, epoch },
-                    Err(error) => Letter::Taken { vcpu, epoch, refused: Some(error_chain(&error)) },
+                    Err(reason) => Letter::Taken { vcpu, epoch, refused: Some(reason) },
                 }),
-                Letter::State { vcpu, epoch, state } => {
-                    let refused = self.take(vcpu, epoch, &state, clocks.tsc_ahead(from)).err();
+                Letter::State { vcpu, epoch, departure, state } => {
+                    let refused = self.take(vcpu, epoch, &state, (from, departure)).err();
                     Some(Letter::Taken { vcpu, epoch, refused })
                 }
                 Letter::Forget { vcpu, .. } => {
@@ -254,8 +275,14 @@ impl Carrier {
         }
     }
 
-    fn take(&self, vcpu: u8, epoch: Epoch, state: &[u8], tsc_ahead: Option<u64>) -> Result<(), String> {
-        let tsc_ahead = tsc_ahead.ok_or("how far the source's TSC is ahead is not known yet")?;
+    fn expect(&self, vcpu: u8, from: HostId) -> Result<(), String> {
+        self.time.wait_for(from, Instant::now() + TIME_KNOWN).map_err(|error| error_chain(&error))?;
+        self.machine.expect_vcpu(vcpu).map_err(|error| error_chain(&error))
+    }
+
+    fn take(&self, vcpu: u8, epoch: Epoch, state: &[u8], left: (HostId, Departure)) -> Result<(), String> {
+        let (from, departure) = left;
+        let tsc_ahead = self.time.arrival(from, departure).map_err(|error| error_chain(&error))?;
         let arrived = self.machine.adopt_vcpu(vcpu, state, tsc_ahead).map_err(|error| error_chain(&error))?;
         let mine = Placement { host: self.desk.me, epoch };
         match self.claim(vcpu, mine) {

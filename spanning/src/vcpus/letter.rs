@@ -1,5 +1,6 @@
 //! What the parts of a machine say to each other about vCPUs: interrupts, accesses to devices, and vCPUs on their way.
 
+use crate::clock::Departure;
 use serde::{Deserialize, Serialize};
 use vmotion_machine::{
     ExitReason, Space,
@@ -29,8 +30,8 @@ pub(super) enum Letter {
     Expect { vcpu: u8, epoch: Epoch },
     /// They wait here.
     Ready { vcpu: u8, epoch: Epoch },
-    /// This is it.
-    State { vcpu: u8, epoch: Epoch, state: Vec<u8> },
+    /// This is it; and the machine's time, as it left it.
+    State { vcpu: u8, epoch: Epoch, departure: Departure, state: Vec<u8> },
     /// It is here; or why it is not.
     Taken { vcpu: u8, epoch: Epoch, refused: Option<String> },
     /// It will not come, unless it is there.
@@ -78,7 +79,12 @@ mod tests {
     #[test]
     fn letters_arrive_as_they_were_sent() {
         let letters = [
-            Letter::State { vcpu: 3, epoch: Epoch(7), state: vec![1; 12_000] },
+            Letter::State {
+                vcpu: 3,
+                epoch: Epoch(7),
+                departure: Departure { anchor: u64::MAX, time: 5 },
+                state: vec![1; 12_000],
+            },
             Letter::Access {
                 number: 9,
                 vcpu: 1,

@@ -22,6 +22,7 @@
 //!    claims (vCPU, e + 1) for itself
 //!    won: it runs here again; lost: it is there
 //! ```
+//! Before a vCPU is stopped for it, both hosts must have one time ([`crate::clock`]), which goes with its state.
 //! Whoever cannot reach the store waits and asks again; the vCPU stands still meanwhile, the others run.
 
 mod carry;
@@ -34,6 +35,7 @@ pub use carry::{Given, MoveError};
 pub use user::VcpuUser;
 
 use crate::{
+    clock::Timekeeper,
     directory::HostId,
     registry::{Placement, Registry},
 };
@@ -46,12 +48,6 @@ use std::{
     time::Duration,
 };
 use vmotion_machine::{Elsewhere, Machine};
-
-/// How the hosts' TSCs differ.
-pub trait Clocks: Send + Sync {
-    /// How far the TSC of `host` is ahead of this host's at any one moment, in ticks; what it is behind wraps around. `None`: not known.
-    fn tsc_ahead(&self, host: HostId) -> Option<u64>;
-}
 
 /// The vCPUs of a machine, as one of its hosts has them.
 #[derive(Clone)]
@@ -88,15 +84,14 @@ impl Vcpus {
         &self,
         machine: &Arc<Machine>,
         registry: &Arc<dyn Registry>,
-        clocks: &Arc<dyn Clocks>,
+        time: &Arc<Timekeeper>,
     ) -> io::Result<VcpuUser> {
         let (accesses, to_serve) = mpsc::channel();
         let (pieces, to_carry) = mpsc::channel();
         let (desk, served) = (Arc::clone(&self.desk), Arc::clone(machine));
         thread::Builder::new().name("devices".to_owned()).spawn(move || desk::serve(&desk, &served, &to_serve))?;
-        let carrier = self.carrier(machine, registry);
-        let clocks = Arc::clone(clocks);
-        thread::Builder::new().name("vcpu-moves".to_owned()).spawn(move || carrier.take_all(&*clocks, &to_carry))?;
+        let carrier = self.carrier(machine, registry, time);
+        thread::Builder::new().name("vcpu-moves".to_owned()).spawn(move || carrier.take_all(&to_carry))?;
         let desk = Arc::downgrade(&self.desk);
         machine.on_exit(move |reason| {
             if let Some(desk) = desk.upgrade() {
@@ -114,15 +109,17 @@ impl Vcpus {
         &self,
         machine: &Arc<Machine>,
         registry: &Arc<dyn Registry>,
+        time: &Arc<Timekeeper>,
         vcpu: u8,
         to: HostId,
         patience: Duration,
     ) -> Result<Given, MoveError> {
-        self.carrier(machine, registry).give(vcpu, to, patience)
+        self.carrier(machine, registry, time).give(vcpu, to, patience)
     }
 
-    fn carrier(&self, machine: &Arc<Machine>, registry: &Arc<dyn Registry>) -> Carrier {
-        Carrier { desk: Arc::clone(&self.desk), machine: Arc::clone(machine), registry: Arc::clone(registry) }
+    fn carrier(&self, machine: &Arc<Machine>, registry: &Arc<dyn Registry>, time: &Arc<Timekeeper>) -> Carrier {
+        let (machine, registry, time) = (Arc::clone(machine), Arc::clone(registry), Arc::clone(time));
+        Carrier { desk: Arc::clone(&self.desk), machine, registry, time }
     }
 
     /// Where each vCPU is, as far as this host knows.
