@@ -130,6 +130,16 @@ pub enum MachineError {
         /// What was asked.
         action: &'static str,
     },
+    /// A vCPU that comes would see another time.
+    #[error(
+        "vCPU {vcpu} cannot keep its time: KVM on this host does not keep TSC offsets (kvm-pvm), and its TSC would be {apart_ms} ms off"
+    )]
+    HostTsc {
+        /// Which.
+        vcpu: u8,
+        /// By how much its TSC would be wrong, in milliseconds.
+        apart_ms: u64,
+    },
     /// The machine was created for another dirty-tracking source.
     #[error("Dirty tracking by {asked:?} is not possible, the machine was created with {created:?}")]
     DirtySource {

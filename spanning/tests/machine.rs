@@ -18,6 +18,7 @@ use vmotion_spanning::{
     part::{OtherHost, PartConfig, SpanningPart, shards},
     registry::{Piece, Placement, Registry, Unheard},
 };
+use vmotion_sys::kvm::{set_tsc_offset, tsc_offset};
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal,
     mesh::{MeshTicket, MeshTuning},
@@ -277,6 +278,44 @@ fn parts_have_one_time() {
         }
     }
     println!("{}", machine.finish(Program::Mutex));
+}
+
+/// Without hardware virtualisation KVM takes offsets and keeps its own.
+fn keeps_tsc_offsets() -> bool {
+    let vcpu = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap().create_vcpu(0).unwrap();
+    let offset = tsc_offset(&vcpu).unwrap().wrapping_add(1);
+    set_tsc_offset(&vcpu, offset).unwrap();
+    tsc_offset(&vcpu).unwrap() == offset
+}
+
+#[test]
+fn a_vcpu_that_is_set_forward_keeps_that_wherever_it_goes() {
+    if !kvm_or_skip("a_vcpu_that_is_set_forward_keeps_that_wherever_it_goes") {
+        return;
+    }
+    let begun = Instant::now();
+    let (guest, ahead, rounds) = (Duration::from_secs(8), Duration::from_millis(400), 10);
+    let machine = Spanning::boot(1, 2, 64, &cmdline(Program::Mutex, u64::MAX).seconds(guest.as_secs()));
+    let hub = machine.hub();
+    let ticks = u64::from(hub.host_tsc_khz()) * u64::try_from(ahead.as_millis()).unwrap();
+    for round in 1..=rounds {
+        assert_eq!(hub.wait_exit(Duration::from_millis(20)), None);
+        hub.advance_tsc(ticks);
+        // The other vCPU follows while it runs.
+        let vcpu = u8::from(round % 4 == 0);
+        if round % 2 == 0 {
+            let released = hub.release_vcpu(vcpu).unwrap();
+            assert_eq!(released.tsc_advanced, ticks * u64::from(round));
+            hub.adopt_vcpu(vcpu, &released.state, 0u64.wrapping_sub(released.tsc_advanced)).unwrap().run();
+        }
+    }
+    println!("{}", machine.finish(Program::Mutex));
+    let (took, most) = (begun.elapsed(), guest - ahead * (rounds - 1));
+    if !keeps_tsc_offsets() {
+        println!("SKIPPED what the guest sees of it: it sees this host's TSC; took {took:?}");
+        return;
+    }
+    assert!(took < most, "a guest that was set forward by {:?} took {took:?} for {guest:?}", ahead * rounds);
 }
 
 /// What remote faults cost, and what local work loses: nothing is asserted.

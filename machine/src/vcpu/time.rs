@@ -43,3 +43,35 @@ pub(super) fn follow(fd: &VcpuFd, total: u64, applied: &mut u64) -> Result<(), M
     let Ok(offset) = tsc_offset(fd) else { return Ok(()) };
     set_tsc_offset(fd, offset.wrapping_add(ticks)).map_err(MachineError::sys("set a TSC forward"))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a panic in a test is its report")]
+
+    use super::*;
+    use kvm_ioctls::Kvm;
+
+    #[test]
+    fn a_vcpu_is_set_forward_by_what_is_new_to_it() {
+        let Ok(kvm) = Kvm::new() else {
+            println!("SKIPPED a_vcpu_is_set_forward_by_what_is_new_to_it: no /dev/kvm");
+            return;
+        };
+        let fd = kvm.create_vm().unwrap().create_vcpu(0).unwrap();
+        let Ok(before) = tsc_offset(&fd) else {
+            println!("SKIPPED a_vcpu_is_set_forward_by_what_is_new_to_it: KVM has no TSC offsets");
+            return;
+        };
+        set_tsc_offset(&fd, before.wrapping_add(1)).unwrap();
+        let kept = tsc_offset(&fd).unwrap() != before;
+        set_tsc_offset(&fd, before).unwrap();
+        let (advance, mut applied) = (Advance::default(), 0);
+        for (ticks, all) in [(0, 0), (1000, 1000), (0, 1000), (5, 1005)] {
+            advance.add(ticks);
+            follow(&fd, advance.total(), &mut applied).unwrap();
+            // Without hardware virtualisation KVM keeps its own.
+            let there = if kept { before.wrapping_add(all) } else { before };
+            assert_eq!((applied, tsc_offset(&fd).unwrap()), (all, there));
+        }
+    }
+}
