@@ -71,6 +71,15 @@ impl Spanning {
         }
     }
 
+    /// The guest powers itself off, and has found nothing wrong.
+    async fn comes_to_a_good_end(self) {
+        let view = self.wait_until_it_stands().await;
+        assert!(view.reason.unwrap().contains("powered off"));
+        let console = self.console();
+        assert!(console.contains("errors=0") && console.contains("lost=0"), "{console}");
+        self.end().await;
+    }
+
     async fn end(self) {
         self.world.client.remove(&self.machine).await.unwrap();
         for host in ["h1", "h2"] {
@@ -105,11 +114,7 @@ fn pieces_of_a_running_machine_move_and_its_guest_finds_nothing_wrong() {
             }
         }
         assert!(moved >= 12, "only {moved} pieces were moved");
-        let view = spanning.wait_until_it_stands().await;
-        assert!(view.reason.unwrap().contains("powered off"));
-        let console = spanning.console();
-        assert!(console.contains("errors=0") && console.contains("lost=0"), "{console}");
-        spanning.end().await;
+        spanning.comes_to_a_good_end().await;
     });
 }
 
@@ -130,11 +135,7 @@ fn a_machine_is_gathered_and_spread_again() {
             times += 1;
         }
         assert!(times >= 3, "only {times} times");
-        let view = spanning.wait_until_it_stands().await;
-        assert!(view.reason.unwrap().contains("powered off"));
-        let console = spanning.console();
-        assert!(console.contains("errors=0") && console.contains("lost=0"), "{console}");
-        spanning.end().await;
+        spanning.comes_to_a_good_end().await;
     });
 }
 

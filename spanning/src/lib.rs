@@ -13,3 +13,16 @@ pub mod memory;
 pub mod part;
 pub mod registry;
 pub mod vcpus;
+
+use directory::HostId;
+use vmotion_transport::{mesh::Peer, session::SessionError};
+
+/// What the mesh calls a host.
+const fn peer_of(host: HostId) -> Peer {
+    Peer(host.number())
+}
+
+/// The host that the mesh calls so.
+fn host_of(peer: Peer) -> Result<HostId, SessionError> {
+    HostId::new(peer.0).ok_or_else(|| SessionError::Protocol(format!("there is no host {}", peer.0)))
+}

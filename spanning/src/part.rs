@@ -7,8 +7,9 @@
 
 use crate::{
     clock::{ClockUser, PeerClock, Timekeeper},
-    directory::{HostId, HostSet, PAGES_PER_SHARD, Route, ShardError, ShardNumber},
+    directory::{HostId, HostSet, Route, ShardError, ShardNumber},
     memory::{Gone, MemoryNode, NodeConfig, NodeControl, NodeError, RelocationError, ShardRegistry},
+    peer_of,
     registry::{Piece, Placement, Registry},
     vcpus::{Given, MoveError, VcpuUser, Vcpus},
 };
@@ -26,7 +27,7 @@ use std::{
 };
 use thiserror::Error;
 use vmotion_machine::{ExitReason, Machine, MachineConfig, MachineError, Part, VcpuSet};
-use vmotion_model::{MemoryLayout, error_chain};
+use vmotion_model::error_chain;
 use vmotion_pager::GuestRegion;
 use vmotion_transport::{
     ExpectedPeer, Identity,
@@ -134,17 +135,6 @@ pub struct PartConfig {
     pub registry: Arc<dyn Registry>,
 }
 
-/// The shards of a machine with this memory.
-pub fn shards(layout: &MemoryLayout) -> impl Iterator<Item = ShardNumber> {
-    let mut next = 0;
-    let ranges: Vec<_> = layout.regions().iter().map(|region| region.start.0..region.end().0).collect();
-    ranges.into_iter().flat_map(move |range| {
-        let shards = (range.start / PAGES_PER_SHARD).max(next)..range.end.div_ceil(PAGES_PER_SHARD);
-        next = shards.end.max(next);
-        shards.map(ShardNumber)
-    })
-}
-
 /// This host's part of a machine. Where the guest has not ended, end the process rather than drop this: vCPUs and devices may wait for pages.
 pub struct SpanningPart {
     machine: Arc<Machine>,
@@ -217,9 +207,9 @@ impl SpanningPart {
         thread::Builder::new().name("placements".to_owned()).spawn(move || ask(&*store, &control, &asked))?;
         let time = Timekeeper::new(&machine, me == hub);
         let mut letters = vcpus.serve(&machine, &registry, &time)?;
-        hosts.without(me).iter().for_each(|other| letters.add(peer(other)));
+        hosts.without(me).iter().for_each(|other| letters.add(peer_of(other)));
         let clock = ClockUser::new(Arc::clone(&time), StreamNumber(CLOCK_STREAM));
-        let options = MeshOptions { socket, identity, me: peer(me), incarnation, machine: name, ticket, tuning };
+        let options = MeshOptions { socket, identity, me: peer_of(me), incarnation, machine: name, ticket, tuning };
         let watched = Arc::downgrade(&machine);
         let users = Users { letters, clock, node, lease, silent: BTreeMap::new(), machine: watched };
         let mesh = Mesh::start(options, Box::new(users))?;
@@ -228,7 +218,7 @@ impl SpanningPart {
 
     /// Talks to another host of the machine from now on.
     pub fn connect(&self, OtherHost { id, address, expected }: OtherHost) {
-        self.mesh.add_peer(peer(id), address, expected);
+        self.mesh.add_peer(peer_of(id), address, expected);
     }
 
     /// The machine's part. On the hub its kernel is loaded ([`Machine::load`]), on the others it stands by ([`Machine::stand_by`]); then
@@ -344,11 +334,6 @@ fn region_of((address, pages): (usize, std::ops::Range<u64>)) -> GuestRegion {
         pages: pages.end - pages.start,
         file_offset: pages.start * vmotion_model::PAGE_SIZE,
     }
-}
-
-fn peer(host: HostId) -> Peer {
-    // There are at most 64.
-    Peer(u8::try_from(host.index()).unwrap_or(u8::MAX))
 }
 
 /// What the node asks the store, on its way to a thread that may wait.

@@ -14,8 +14,8 @@ use vmotion_model::{Backing, ByteSize, DirtySource, Epoch, InterruptController, 
 use vmotion_pager::Stalls;
 use vmotion_probe_guest::{CommandLine, Program};
 use vmotion_spanning::{
-    directory::{HostId, HostSet, Route},
-    part::{OtherHost, PartConfig, SpanningPart, shards},
+    directory::{HostId, HostSet, Route, shards},
+    part::{OtherHost, PartConfig, SpanningPart},
     registry::{Piece, Placement, Registry, Unheard},
 };
 use vmotion_sys::kvm::{set_tsc_offset, tsc_offset};

@@ -18,8 +18,8 @@ use vmotion_model::{
     ApiError, Epoch, ErrorCode, HostName, MachineName, MemoryLayout, PieceName, error_chain, slice_of_shards,
 };
 use vmotion_spanning::{
-    directory::{HostId, HostSet, Route, ShardNumber},
-    part::{OtherHost, PartConfig, SpanningPart, shards},
+    directory::{HostId, HostSet, Route, ShardNumber, shards},
+    part::{OtherHost, PartConfig, SpanningPart},
     registry::{Piece, Placement, Registry, Unheard},
 };
 use vmotion_transport::{
@@ -51,7 +51,6 @@ pub(super) struct PartLife {
     name: MachineName,
     share: Share,
     me: usize,
-    layout: MemoryLayout,
     /// Held while an order is carried out: one after the other.
     orders: Mutex<Stage>,
 }
@@ -120,7 +119,7 @@ impl PartLife {
         });
         let part = part.map_err(|error| error_chain(&error))?;
         let orders = Mutex::new(Stage::Prepared);
-        Ok(Self { part, name: spec.name.clone(), share: share.clone(), me, layout, orders })
+        Ok(Self { part, name: spec.name.clone(), share: share.clone(), me, orders })
     }
 
     pub(super) const fn machine(&self) -> &Arc<Machine> {
@@ -187,7 +186,7 @@ impl PartLife {
                 Ok(given.map_err(|error| refused(error_chain(&error)))?.pause.as_secs_f64() * 1000.0)
             }
             PieceName::Memory(slice) if slice < self.share.slices => {
-                let all: Vec<ShardNumber> = shards(&self.layout).collect();
+                let all: Vec<ShardNumber> = shards(self.machine().memory().layout()).collect();
                 let range = slice_of_shards(all.len(), usize::from(slice), usize::from(self.share.slices));
                 let given = self.part.give_homes(all[range].iter().copied(), to, GIVE_PATIENCE);
                 given.map_err(|error| refused(error_chain(&error)))?;

@@ -9,8 +9,8 @@ use crate::{
     error::{conflict, forbidden, invalid, not_found, refused, unavailable},
     placement::Snapshot,
     records::{
-        Intent, MachineRecord, SpanRecord, Stored, load, load_machine, load_owner, load_span, owner_key, piece_key,
-        pieces_key, put, span_key,
+        Intent, MachineRecord, SpanRecord, Stored, load, load_all, load_machine, load_owner, load_span, owner_key,
+        piece_key, pieces_key, put, span_key,
     },
     store::{Change, Compare, Outcome, Transaction},
 };
@@ -23,7 +23,7 @@ use vmotion_model::{
     ApiError, Epoch, ErrorCode, HostName, HostState, Judgement, MachineName, MemoryLayout, OwnerRecord, OwnerState,
     Piece, PieceMoved, PieceName, Placement, Verdict, first_pieces, slice_of_shards, spread_over,
 };
-use vmotion_spanning::{directory::ShardNumber, part::shards};
+use vmotion_spanning::directory::{ShardNumber, shards};
 use vmotion_transport::mesh::MeshTicket;
 
 /// Turns before a record that changes all the time is given up.
@@ -88,15 +88,15 @@ pub(super) fn records(request: &CreateRequest) -> Result<Vec<Change>, ApiError> 
 /// Where the pieces of a machine are; none for one on one host.
 pub(super) async fn pieces(app: &App, name: &MachineName) -> Result<Vec<Piece>, ApiError> {
     let prefix = pieces_key(name);
-    let (entries, _) = app.store.list(&prefix).await?;
-    let mut pieces = Vec::new();
-    for entry in entries {
-        // Shards are too many to be named one by one: their slice is.
-        let Some(Ok(piece)) = entry.key.strip_prefix(&prefix).map(str::parse::<PieceName>) else { continue };
-        if let Some(Stored { value: Claimed { host, epoch }, .. }) = load(&*app.store, &entry.key).await? {
-            pieces.push(Piece { name: piece, host, epoch });
-        }
-    }
+    let stored = load_all::<Claimed>(&*app.store, &prefix).await?;
+    let mut pieces: Vec<Piece> = stored
+        .into_iter()
+        .filter_map(|Stored { key, value: Claimed { host, epoch }, .. }| {
+            // Shards are too many to be named one by one: their slice is.
+            let name = key.strip_prefix(&prefix)?.parse().ok()?;
+            Some(Piece { name, host, epoch })
+        })
+        .collect();
     pieces.sort_unstable_by_key(|piece| piece.name);
     Ok(pieces)
 }

@@ -1,7 +1,7 @@
 //! The mesh's user: asks every peer for its time now and then, and answers.
 
 use super::{Timekeeper, Untimely, message::Message};
-use crate::directory::HostId;
+use crate::host_of;
 use rustix::fd::BorrowedFd;
 use std::{
     collections::BTreeMap,
@@ -37,10 +37,6 @@ struct Asking {
     questions: u32,
     /// It was said what is wrong with its time.
     blamed: bool,
-}
-
-fn host_of(peer: Peer) -> Result<HostId, SessionError> {
-    HostId::new(peer.0).ok_or_else(|| SessionError::Protocol(format!("there is no host {}", peer.0)))
 }
 
 impl ClockUser {

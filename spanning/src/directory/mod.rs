@@ -51,4 +51,4 @@ pub use home::{Copies, Entry, Home};
 pub use homes::{Handover, Homes, ShardError};
 pub use hosts::{HOSTS_MAX, HostId, HostSet};
 pub use message::{Access, Answer, Class, Content, Left, Message, Order, Outgoing, Reply, Request, Txn, Version};
-pub use shard::{PAGES_PER_SHARD, Route, ShardNumber, Table};
+pub use shard::{PAGES_PER_SHARD, Route, ShardNumber, Table, shards};

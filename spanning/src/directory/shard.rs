@@ -1,8 +1,8 @@
 //! Shards: the 2 MiB ranges in which homes are given to hosts, and the table that says to which.
 
 use super::HostId;
-use std::{collections::BTreeMap, fmt};
-use vmotion_model::{Epoch, PageNumber};
+use std::{collections::BTreeMap, fmt, ops::Range};
+use vmotion_model::{Epoch, MemoryLayout, PageNumber};
 
 /// Pages in a shard: 2 MiB.
 pub const PAGES_PER_SHARD: u64 = 512;
@@ -23,6 +23,18 @@ impl fmt::Display for ShardNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "shard {:#x}", self.0)
     }
+}
+
+/// The shards of a machine's memory, in ascending order.
+pub fn shards(layout: &MemoryLayout) -> impl Iterator<Item = ShardNumber> {
+    let mut next = 0;
+    let of = move |range: Range<u64>| {
+        let shards = (range.start / PAGES_PER_SHARD).max(next)..range.end.div_ceil(PAGES_PER_SHARD);
+        next = shards.end.max(next);
+        shards.map(ShardNumber)
+    };
+    let ranges: Vec<_> = layout.regions().iter().map(|region| region.start.0..region.end().0).collect();
+    ranges.into_iter().flat_map(of)
 }
 
 /// Where a shard's home is, and since when.

@@ -9,8 +9,9 @@ use super::error::PeerError;
 use super::wire::{self, Known, Lane, Packet};
 use crate::directory::replay::{Inbox, Numbered, Outbox};
 use crate::directory::{HostId, Moment};
+use crate::peer_of;
 use std::collections::VecDeque;
-use vmotion_transport::mesh::{Outgoing, Peer, StreamNumber};
+use vmotion_transport::mesh::{Outgoing, StreamNumber};
 
 #[cfg(test)]
 mod tests;
@@ -121,7 +122,7 @@ impl Link {
         let Traffic { messages_sent, bytes_sent, pages_sent, .. } = &mut self.traffic;
         let mut bytes = 0;
         let stream = StreamNumber(self.first_stream.saturating_add(lane as u8));
-        out.send(Peer(self.host.number()), stream, &mut |into| {
+        out.send(peer_of(self.host), stream, &mut |into| {
             let before = into.len();
             wire::encode(into, acknowledges, numbered.map(|numbered| (numbered.number, &numbered.message)));
             bytes = (into.len() - before) as u64;

@@ -9,13 +9,12 @@ use super::spot::Spots;
 use super::stats::Counters;
 use super::wire::Known;
 use crate::directory::{
-    Homes, HostId, HostSet, Message, Moment, Outgoing as Letter, PAGES_PER_SHARD, Route, ShardNumber, Table,
+    Homes, HostId, HostSet, Message, Moment, Outgoing as Letter, PAGES_PER_SHARD, Route, ShardNumber, Table, shards,
 };
 use rustix::fd::{AsFd, BorrowedFd};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::fs::File;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vmotion_model::{MemoryLayout, PageNumber};
@@ -45,18 +44,6 @@ pub struct NodeConfig<'a> {
     pub on_failure: Box<dyn FnOnce(Arc<NodeError>) + Send>,
     /// Take the time of every step ([`Costs`](super::Costs)): about 0.5 µs a fault.
     pub measures: bool,
-}
-
-/// The shards of a machine's memory.
-pub(super) fn shards_of(layout: &MemoryLayout) -> impl Iterator<Item = ShardNumber> {
-    let mut next = 0;
-    let of = move |range: Range<u64>| {
-        let shards = (range.start / PAGES_PER_SHARD).max(next)..range.end.div_ceil(PAGES_PER_SHARD);
-        next = shards.end.max(next);
-        shards.map(ShardNumber)
-    };
-    let ranges: Vec<_> = layout.regions().iter().map(|region| region.start.0..region.end().0).collect();
-    ranges.into_iter().flat_map(of)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,9 +114,7 @@ impl MemoryNode {
             homes.settle(shard, route, &mut letters).map_err(NodeError::Store)?;
         }
         let first_page = |shard: ShardNumber| PageNumber(shard.0 * PAGES_PER_SHARD);
-        if shards_of(&layout)
-            .any(|shard| table.route(first_page(shard)).is_none_or(|route| !hosts.contains(route.home)))
-        {
+        if shards(&layout).any(|shard| table.route(first_page(shard)).is_none_or(|route| !hosts.contains(route.home))) {
             return Err(problem("a part of its memory has no home, or one that is not among its hosts"));
         }
         let last_host = hosts.iter().last().map_or(0, HostId::number);

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     directory::{HostId, replay::Numbered},
+    host_of, peer_of,
     registry::Placement,
 };
 use rustix::fd::{AsFd, BorrowedFd};
@@ -106,11 +107,6 @@ impl VcpuUser {
     }
 }
 
-fn peer_of(host: HostId) -> Peer {
-    // There are at most 64.
-    Peer(u8::try_from(host.index()).unwrap_or(u8::MAX))
-}
-
 impl MeshUser for VcpuUser {
     fn wakes<'a>(&'a self, into: &mut Vec<BorrowedFd<'a>>) {
         into.push(self.desk.wake.as_fd());
@@ -150,7 +146,7 @@ impl MeshUser for VcpuUser {
         out: &mut dyn Outgoing,
     ) -> Result<(), SessionError> {
         let broken = |what: String| SessionError::Protocol(format!("a letter about vCPUs: {what}"));
-        let host = HostId::new(from.0).ok_or_else(|| broken(format!("there is no host {}", from.0)))?;
+        let host = host_of(from)?;
         let now = Instant::now();
         let post = self.posts.entry(from).or_default();
         if let Some(letter) = post.accept(frame, now).map_err(broken)? {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::directory::{Access, Answer, Message, Request, Txn};
 use vmotion_model::{Epoch, MemoryLayout, PageNumber};
+use vmotion_transport::mesh::Peer;
 
 /// Two ends, and what is on its way between them.
 struct Pair {
