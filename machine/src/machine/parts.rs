@@ -162,8 +162,8 @@ impl Machine {
     /// the other's first plus [`Released::tsc_advanced`].
     ///
     /// # Errors
-    /// [`MachineError::WrongVcpu`] when it is here; [`MachineError::HostTsc`] when it would see another time; [`MachineError::State`] when the state is damaged, or of another vCPU; others when KVM
-    /// refuses it. It is not here then.
+    /// [`MachineError::WrongVcpu`] when it is here; [`MachineError::HostTsc`] when it would see another time; [`MachineError::State`] when the
+    /// state is damaged, or of another vCPU; others when KVM refuses it. It is not here then.
     pub fn adopt_vcpu(&self, vcpu: u8, state: &[u8], tsc_ahead: u64) -> Result<Arrived<'_>, MachineError> {
         let action = "take it over";
         let driver = self.inner.driver(action)?;

@@ -48,9 +48,7 @@ impl Exits {
         }
         reason.clone()
     }
-}
 
-impl Exits {
     /// Makes the vCPUs that are here look at everything again. Takes no lock: whoever pauses the machine may be waiting for a vCPU.
     pub(crate) fn kick_all(&self) {
         self.vcpus.get().into_iter().flatten().filter(|vcpu| vcpu.is_here()).for_each(|vcpu| vcpu.kick());
