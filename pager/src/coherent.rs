@@ -44,6 +44,8 @@ pub struct Touch {
     pub index: u64,
     /// The thread wants to write.
     pub write: bool,
+    /// The thread, as this process's PID namespace names it.
+    pub thread: u32,
 }
 
 /// All memory of a guest on one host. Fit for one thread, and for several as long as no two of them deal with the same page.
@@ -101,7 +103,8 @@ impl CoherentMemory {
     pub fn read_touches(&self, mut each: impl FnMut(Touch)) -> Result<usize, PagerError> {
         let of = |fault: &PageFault| {
             // Events tell addresses of registered memory only, which is memory of the space.
-            self.space.index_at(fault.address).map(|index| Touch { index, write: fault.write || fault.protected })
+            let write = fault.write || fault.protected;
+            self.space.index_at(fault.address).map(|index| Touch { index, write, thread: fault.thread })
         };
         let read = self.userfault.read_faults(|fault| {
             if let Some(touch) = of(&fault) {

@@ -72,12 +72,12 @@ fn rights_come_and_go() {
         // In the first region, at its end, and in the second one.
         for page in [0, 63, 64, 1000] {
             let reader = rig.reads(page);
-            assert_eq!(rig.next_touch(), Touch { index: page, write: false });
+            assert!(matches!(rig.next_touch(), Touch { index, write: false, .. } if index == page));
             rig.memory.write(page, &page_of(7)).unwrap();
             rig.memory.map(page, Allow::Read).unwrap();
             assert_eq!(reader.join().unwrap(), 7);
             let writer = rig.writes(page, 8);
-            assert_eq!(rig.next_touch(), Touch { index: page, write: true });
+            assert!(matches!(rig.next_touch(), Touch { index, write: true, .. } if index == page));
             assert_eq!(rig.word(page), 7);
             rig.memory.allow_write(page).unwrap();
             writer.join().unwrap();
@@ -86,7 +86,7 @@ fn rights_come_and_go() {
             assert_eq!(rig.guest.read(page, 0), 8);
             rig.memory.unmap(page).unwrap();
             let writer = rig.writes(page, 9);
-            assert_eq!(rig.next_touch(), Touch { index: page, write: true });
+            assert!(matches!(rig.next_touch(), Touch { index, write: true, .. } if index == page));
             rig.memory.map(page, Allow::Write).unwrap();
             writer.join().unwrap();
             rig.memory.unmap(page).unwrap();
@@ -256,7 +256,7 @@ fn faults_of_the_kernel_are_served_and_lost_pages_end_in_an_error() {
             std::thread::spawn(move || guest.touch_in_kernel(page))
         };
         let thread = in_kernel(1);
-        assert_eq!(rig.next_touch(), Touch { index: 1, write: false });
+        assert!(matches!(rig.next_touch(), Touch { index, write: false, .. } if index == 1));
         rig.memory.clear(1).unwrap();
         rig.memory.map(1, Allow::Read).unwrap();
         assert_eq!(thread.join().unwrap(), None);

@@ -37,6 +37,12 @@ impl KickTarget {
         Self { thread: rustix::thread::gettid() }
     }
 
+    /// Its number, as this process's PID namespace names it.
+    #[must_use]
+    pub fn thread(self) -> u32 {
+        self.thread.as_raw_nonzero().get().unsigned_abs()
+    }
+
     /// Interrupts the thread's system call, if it is in one. A thread that has ended is not an error.
     pub fn kick(self) {
         let process = rustix::process::getpid().as_raw_nonzero().get();

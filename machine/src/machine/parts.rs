@@ -61,6 +61,13 @@ impl Machine {
         here.map(|(id, _)| id).collect()
     }
 
+    /// The threads of all vCPUs, as this process's PID namespace names them, and the vCPU of each.
+    #[must_use]
+    pub fn vcpu_threads(&self) -> Vec<(u32, u8)> {
+        let vcpus = self.inner.vcpus();
+        (0u8..).zip(&*vcpus).filter_map(|(id, vcpu)| Some((vcpu.shared().thread()?, id))).collect()
+    }
+
     /// An interrupt for `vcpu` comes from another part. If the vCPU has gone on, it is sent after it. Never blocks.
     pub fn interrupt(&self, vcpu: u8, message: Message) {
         if let Some(driver) = self.inner.interrupts.as_ref().filter(|_| self.inner.has(vcpu)) {

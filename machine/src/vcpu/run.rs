@@ -69,6 +69,11 @@ impl VcpuShared {
         })
     }
 
+    /// Its thread's number, from when that has begun.
+    pub(crate) fn thread(&self) -> Option<u32> {
+        self.thread.get().map(|thread| thread.thread())
+    }
+
     /// Makes the vCPU leave the guest and park. The flag first: a thread that is between exits sees it; one that is
     /// about to enter returns at once; one that is inside is kicked out by the signal.
     pub(crate) fn request_stop(&self) {

@@ -1,6 +1,7 @@
 //! What other threads can ask of a node. They leave it in a mailbox; the node's own thread does it, so a page's state has one owner.
 
 use super::error::NodeError;
+use super::recent::Recent;
 use super::stats::NodeStats;
 use crate::directory::{HostId, Route, ShardError, ShardNumber};
 use rustix::event::{EventfdFlags, eventfd};
@@ -43,6 +44,7 @@ pub trait ShardRegistry: Send {
 #[derive(Debug)]
 pub(super) enum Command {
     Statistics(SyncSender<NodeStats>),
+    TakeRecent(SyncSender<Recent>),
     Evict(Range<PageNumber>),
     Relocate { shard: ShardNumber, to: HostId, reply: SyncSender<Result<(), RelocationError>> },
     TakeBack(ShardNumber),
@@ -137,6 +139,14 @@ impl NodeControl {
     /// [`Gone`].
     pub fn statistics(&self) -> Result<NodeStats, Gone> {
         self.ask(Command::Statistics)
+    }
+
+    /// Who waited for what since this was last asked; for one who asks again and again.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub fn take_recent(&self) -> Result<Recent, Gone> {
+        self.ask(Command::TakeRecent)
     }
 
     /// This host wants to be rid of these pages. They are given up a few at a time, those that are in use at that moment not at all.

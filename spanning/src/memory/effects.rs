@@ -3,13 +3,13 @@
 use super::bytes::{PAGE_BYTES, PageBytes, content_of};
 use super::error::{NodeError, Outcome, Trouble, at_page};
 use super::node::{Life, MemoryNode};
+use super::spot::Waiter;
 use super::wire::Packet;
 use crate::directory::{
     Access, At, Content, Effect, Event, HostId, Left, Message, Misfit, Moment, ProtocolError, Reply, Request, Rights,
     Route, ShardNumber,
 };
 use std::cmp::Reverse;
-use std::time::Instant;
 use vmotion_model::PageNumber;
 use vmotion_pager::Allow;
 use vmotion_transport::mesh::Outgoing;
@@ -187,8 +187,8 @@ impl MemoryNode {
         let away = self.table.route(page).is_some_and(|route| route.home != self.host);
         let spot = self.spots.get_mut(page);
         let hold_until = spot.window.installed(now, random);
-        if let Some((since, access)) = spot.waits.take() {
-            self.counters.fault(access, away, since.elapsed());
+        if let Some(waiter) = spot.waits.take() {
+            self.counters.fault(waiter, away);
         }
         Event::Installed { hold_until }
     }
@@ -204,7 +204,7 @@ impl MemoryNode {
         let now = self.now();
         if self.spots.get_mut(page).window.revoked(now) {
             self.counters.counts.bounced += 1;
-            self.counters.hot.bounced(page);
+            self.counters.hot.count(page);
         }
         Ok(())
     }
@@ -221,22 +221,14 @@ impl MemoryNode {
     }
 
     /// A thread of this host waits for a page.
-    pub(super) fn touched(
-        &mut self,
-        page: PageNumber,
-        access: Access,
-        read_at: Instant,
-        out: &mut dyn Outgoing,
-    ) -> Outcome {
+    pub(super) fn touched(&mut self, page: PageNumber, waiter: Waiter, out: &mut dyn Outgoing) -> Outcome {
         if self.life != Life::Serving {
             return Ok(());
         }
         self.counters.counts.touches += 1;
-        let spot = self.spots.get_mut(page);
-        if spot.waits.is_none() {
-            spot.waits = Some((read_at, access));
-        }
-        self.step(self.host, page, Event::Fault(access), out)
+        self.counters.recent.touched(waiter.thread, page);
+        self.spots.get_mut(page).waits.get_or_insert(waiter);
+        self.step(self.host, page, Event::Fault(waiter.access), out)
     }
 
     /// Orders whose hold window is over.

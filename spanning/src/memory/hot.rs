@@ -1,12 +1,12 @@
-//! Which pages go back and forth most, in a table of bounded size.
+//! Which pages something happens to most, such as going back and forth, in a table of bounded size.
 //!
 //! From: Metwally, Agrawal and El Abbadi, *Efficient computation of frequent and top-k elements in data streams* (2005), Space-Saving: a page
 //! that is not in the full table takes the place, and the count, of the one with the fewest. So counts may be too high, never too low, and
-//! what bounces more than one time in [`HotPages::PAGES_MAX`] is in it.
+//! what happens more than one time in [`HotPages::PAGES_MAX`] is in it.
 
 use vmotion_model::PageNumber;
 
-/// The pages that bounced most.
+/// The pages that it happened to most.
 #[derive(Debug, Clone, Default)]
 pub struct HotPages {
     pages: Vec<(PageNumber, u64)>,
@@ -16,8 +16,8 @@ impl HotPages {
     /// Pages in the table.
     pub const PAGES_MAX: usize = 32;
 
-    /// `page` bounced.
-    pub fn bounced(&mut self, page: PageNumber) {
+    /// Once more `page`.
+    pub fn count(&mut self, page: PageNumber) {
         if let Some((_, count)) = self.pages.iter_mut().find(|(known, _)| *known == page) {
             *count += 1;
         } else if self.pages.len() < Self::PAGES_MAX {
@@ -27,7 +27,7 @@ impl HotPages {
         }
     }
 
-    /// The pages and how often they bounced, most often first.
+    /// The pages and how often it happened to them, most often first.
     #[must_use]
     pub fn hottest_first(&self) -> Vec<(PageNumber, u64)> {
         let mut pages = self.pages.clone();
@@ -44,10 +44,10 @@ mod tests {
     fn the_hottest_pages_stay_in_a_crowd() {
         let mut hot = HotPages::default();
         for round in 0..10_000 {
-            hot.bounced(PageNumber(round + 100));
-            hot.bounced(PageNumber(1));
+            hot.count(PageNumber(round + 100));
+            hot.count(PageNumber(1));
             if round % 2 == 0 {
-                hot.bounced(PageNumber(2));
+                hot.count(PageNumber(2));
             }
         }
         let pages = hot.hottest_first();

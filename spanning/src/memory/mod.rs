@@ -30,6 +30,7 @@ mod link;
 mod moving;
 mod node;
 mod pass;
+mod recent;
 mod spot;
 mod stats;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use error::{NodeError, PeerError};
 pub use hot::HotPages;
 pub use link::Traffic;
 pub use node::{MemoryNode, NodeConfig};
+pub use recent::{Recent, Visits};
 pub use stats::{Cost, Costs, Counts, Faults, NodeStats, PeerStats};
 pub use window::HoldWindow;
 pub use wire::WireError;

@@ -3,6 +3,7 @@
 use super::control::Command;
 use super::error::{NodeError, Outcome};
 use super::node::{Life, MemoryNode};
+use super::spot::Waiter;
 use super::stats::{NodeStats, PeerStats};
 use crate::directory::{Access, Event, HostId};
 use std::ops::Range;
@@ -56,7 +57,7 @@ impl MemoryNode {
                 // The pager speaks of its own memory only, which is as long as the layout.
                 let Some(page) = self.known.layout.page_at(touch.index) else { continue };
                 let access = if touch.write { Access::Write } else { Access::Read };
-                self.touched(page, access, read_at, out)?;
+                self.touched(page, Waiter { thread: touch.thread, access, since: read_at }, out)?;
             }
             if read < TOUCHES_A_READ {
                 break;
@@ -80,6 +81,7 @@ impl MemoryNode {
         match command {
             // Who asked may have gone; so may the reply.
             Command::Statistics(reply) => _ = reply.try_send(self.statistics()),
+            Command::TakeRecent(reply) => _ = reply.try_send(self.counters.recent.take()),
             Command::Evict(pages) => self.plan_evictions(&pages),
             Command::Relocate { shard, to, reply } => _ = reply.try_send(self.relocate(shard, to, out)),
             Command::TakeBack(shard) => self.take_back(shard),

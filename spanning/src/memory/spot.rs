@@ -11,8 +11,16 @@ use vmotion_model::PageNumber;
 pub(super) struct Spot {
     pub(super) holder: Holder,
     pub(super) window: HoldWindow,
-    /// Somebody waits, since when, for what.
-    pub(super) waits: Option<(Instant, Access)>,
+    /// Who waits, the first of all.
+    pub(super) waits: Option<Waiter>,
+}
+
+/// A thread that waits for a page.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waiter {
+    pub(super) thread: u32,
+    pub(super) access: Access,
+    pub(super) since: Instant,
 }
 
 /// All pages of this host that are not as they were in the beginning.

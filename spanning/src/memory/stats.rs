@@ -2,6 +2,8 @@
 
 use super::hot::HotPages;
 use super::link::Traffic;
+use super::recent::Recent;
+use super::spot::Waiter;
 use crate::directory::{Access, HostId};
 use std::time::{Duration, Instant};
 use vmotion_model::PageNumber;
@@ -134,12 +136,15 @@ pub(super) struct Counters {
     pub(super) counts: Counts,
     pub(super) costs: Costs,
     pub(super) hot: HotPages,
+    pub(super) recent: Recent,
 }
 
 impl Counters {
-    /// A thread waited this long for a page.
-    pub(super) fn fault(&mut self, access: Access, away: bool, waited: Duration) {
+    /// A thread has waited for a page, whose home is here or away.
+    pub(super) fn fault(&mut self, Waiter { thread, access, since }: Waiter, away: bool) {
+        let waited = since.elapsed();
         self.faults[usize::from(access == Access::Write)][usize::from(away)].add(waited);
+        self.recent.waited(thread, waited);
     }
 
     pub(super) fn faults(&self) -> Faults {

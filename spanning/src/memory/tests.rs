@@ -185,11 +185,15 @@ fn what_was_not_asked_is_refused() {
     assert!(rig.node.received(Peer(200), StreamNumber(1), &again, &mut rig.sent).is_err(), "nobody");
 }
 
+fn waiter() -> spot::Waiter {
+    spot::Waiter { thread: 1, access: Access::Write, since: std::time::Instant::now() }
+}
+
 #[test]
 fn nobody_but_its_home_orders_a_page_away() {
     let Some(mut rig) = rig("nobody_but_its_home_orders_a_page_away") else { return };
     // Its home is here, so it is granted in one pass.
-    let touched = rig.node.touched(PageNumber(0), Access::Write, std::time::Instant::now(), &mut rig.sent);
+    let touched = rig.node.touched(PageNumber(0), waiter(), &mut rig.sent);
     assert!(touched.is_ok());
     rig.node.woken(&mut rig.sent);
     assert_eq!(rig.node.spots.get_mut(PageNumber(0)).holder.rights(), crate::directory::Rights::Modified);
@@ -214,7 +218,7 @@ fn nobody_but_its_home_orders_a_page_away() {
 fn a_system_call_that_fails_stops_the_node_and_says_why() {
     let Some(mut rig) = rig("a_system_call_that_fails_stops_the_node_and_says_why") else { return };
     let touch = |rig: &mut Rig| {
-        let outcome = rig.node.touched(PageNumber(0), Access::Write, std::time::Instant::now(), &mut rig.sent);
+        let outcome = rig.node.touched(PageNumber(0), waiter(), &mut rig.sent);
         let _ = rig.node.judge(None, outcome);
         rig.node.woken(&mut rig.sent);
     };
