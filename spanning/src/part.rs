@@ -5,33 +5,38 @@
 //!        └── interrupts, accesses ─▶ Vcpus ─┴─▶ one thread ── Mesh ──▶ the other hosts
 //! ```
 
+mod hosts;
+mod users;
+
+pub use hosts::{DismissError, LeaveError, Left, StillHere};
+
 use crate::{
     clock::{ClockUser, PeerClock, Timekeeper},
-    directory::{HostId, HostSet, Route, ShardError, ShardNumber},
+    directory::{HostId, HostSet, Route, ShardError, ShardNumber, shards},
     memory::{Gone, MemoryNode, NodeConfig, NodeControl, NodeError, RelocationError, ShardRegistry},
     peer_of,
     registry::{Piece, Placement, Registry},
-    vcpus::{Given, MoveError, VcpuUser, Vcpus},
+    vcpus::{Given, MoveError, Vcpus},
 };
-use rustix::fd::BorrowedFd;
+use hosts::Addresses;
 use std::{
-    collections::BTreeMap,
     fmt, io,
     net::{SocketAddr, UdpSocket},
     sync::{
-        Arc, Weak,
+        Arc,
         mpsc::{self, Receiver, Sender},
     },
     thread,
     time::{Duration, Instant},
 };
 use thiserror::Error;
+use users::{Orders, Users};
 use vmotion_machine::{ExitReason, Machine, MachineConfig, MachineError, Part, VcpuSet};
 use vmotion_model::error_chain;
 use vmotion_pager::GuestRegion;
 use vmotion_transport::{
     ExpectedPeer, Identity,
-    mesh::{Mesh, MeshFigures, MeshOptions, MeshTicket, MeshTuning, MeshUser, Outgoing, Peer, StreamNumber},
+    mesh::{Mesh, MeshFigures, MeshOptions, MeshTicket, MeshTuning, StreamNumber},
     session::SessionError,
 };
 
@@ -105,6 +110,15 @@ pub struct OtherHost {
     pub expected: ExpectedPeer,
 }
 
+/// What a part is told of who has the machine's memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KnownHomes {
+    /// Where the home of each shard is.
+    All(Vec<(ShardNumber, Route)>),
+    /// Nothing: the hub is asked first, and sends who asks to where it is. For a host that comes to a running machine.
+    AskHub,
+}
+
 /// What a part is put together from.
 pub struct PartConfig {
     /// The machine; which part of it follows from the rest.
@@ -113,14 +127,14 @@ pub struct PartConfig {
     pub me: HostId,
     /// The host with the devices, the I/O APIC and the console.
     pub hub: HostId,
-    /// All its hosts, this one too.
+    /// Its hosts, this one too: all that `vcpus` and `homes` name. Others may be [connected](SpanningPart::connect) later.
     pub hosts: HostSet,
     /// Silence of another host after which the machine ends here: what only that host has is lost, and a machine without it is none.
     pub lease: Duration,
     /// Where each vCPU is, in the order of their numbers.
     pub vcpus: Vec<Placement>,
-    /// Where the home of each shard is.
-    pub homes: Vec<(ShardNumber, Route)>,
+    /// Where the homes of its memory are.
+    pub homes: KnownHomes,
     /// The mesh's socket.
     pub socket: UdpSocket,
     /// Who this host is.
@@ -137,12 +151,17 @@ pub struct PartConfig {
 
 /// This host's part of a machine. Where the guest has not ended, end the process rather than drop this: vCPUs and devices may wait for pages.
 pub struct SpanningPart {
+    me: HostId,
+    hub: HostId,
     machine: Arc<Machine>,
     vcpus: Vcpus,
     memory: NodeControl,
     registry: Arc<dyn Registry>,
     time: Arc<Timekeeper>,
     mesh: Mesh,
+    orders: Orders,
+    /// Where the other hosts are.
+    addresses: Addresses,
 }
 
 impl fmt::Debug for SpanningPart {
@@ -176,6 +195,10 @@ impl SpanningPart {
             registry,
         } = config;
         check(&machine, hosts, hub, &vcpus)?;
+        if me == hub && homes == KnownHomes::AskHub {
+            let (what, found) = ("Homes", "to be asked of the hub".to_owned());
+            return Err(PartError::Placement { what, found, expected: "this host is the hub".to_owned() });
+        }
         let name = machine.spec.name.clone();
         let here: VcpuSet = (0u8..).zip(&vcpus).filter(|(_, at)| at.host == me).map(|(vcpu, _)| vcpu).collect();
         let vcpus = Vcpus::new(me, hub, vcpus)?;
@@ -184,6 +207,10 @@ impl SpanningPart {
         let ram = machine.memory();
         // Huge pages would be mapped whole: a page is what has a holder.
         let regions: Vec<GuestRegion> = ram.mapped_at().map(region_of).collect();
+        let homes = match homes {
+            KnownHomes::All(homes) => homes,
+            KnownHomes::AskHub => shards(ram.layout()).map(|shard| (shard, Route::ask(hub))).collect(),
+        };
         let (questions, asked) = mpsc::channel();
         let failing = Arc::downgrade(&machine);
         let on_failure = move |error: Arc<NodeError>| {
@@ -206,19 +233,13 @@ impl SpanningPart {
         let (store, control) = (Arc::clone(&registry), memory.clone());
         thread::Builder::new().name("placements".to_owned()).spawn(move || ask(&*store, &control, &asked))?;
         let time = Timekeeper::new(&machine, me == hub);
-        let mut letters = vcpus.serve(&machine, &registry, &time)?;
-        hosts.without(me).iter().for_each(|other| letters.add(peer_of(other)));
+        let letters = vcpus.serve(&machine, &registry, &time)?;
         let clock = ClockUser::new(Arc::clone(&time), StreamNumber(CLOCK_STREAM));
         let options = MeshOptions { socket, identity, me: peer_of(me), incarnation, machine: name, ticket, tuning };
-        let watched = Arc::downgrade(&machine);
-        let users = Users { letters, clock, node, lease, silent: BTreeMap::new(), machine: watched };
+        let (users, orders) = Users::new((letters, clock, node), hosts.without(me), lease, &machine)?;
         let mesh = Mesh::start(options, Box::new(users))?;
-        Ok(Self { machine, vcpus, memory, registry, time, mesh })
-    }
-
-    /// Talks to another host of the machine from now on.
-    pub fn connect(&self, OtherHost { id, address, expected }: OtherHost) {
-        self.mesh.add_peer(peer_of(id), address, expected);
+        let addresses = Addresses::default();
+        Ok(Self { me, hub, machine, vcpus, memory, registry, time, mesh, orders, addresses })
     }
 
     /// The machine's part. On the hub its kernel is loaded ([`Machine::load`]), on the others it stands by ([`Machine::stand_by`]); then
@@ -359,95 +380,5 @@ fn ask(registry: &dyn Registry, control: &NodeControl, asked: &Receiver<(ShardNu
         if control.word(shard, Route { home: placement.host, epoch: placement.epoch }).is_err() {
             return;
         }
-    }
-}
-
-/// All users of a part's mesh.
-struct Users {
-    letters: VcpuUser,
-    clock: ClockUser,
-    node: MemoryNode,
-    lease: Duration,
-    /// Hosts that were here and are not, and since when.
-    silent: BTreeMap<Peer, Instant>,
-    machine: Weak<Machine>,
-}
-
-impl Users {
-    /// When the first lease of a silent host is over.
-    fn lease_ends(&self) -> Option<Instant> {
-        self.silent.values().min().map(|since| *since + self.lease)
-    }
-
-    /// A machine does not outlive its hosts: what the lost one had is nowhere else.
-    fn end_leases(&mut self) {
-        let now = Instant::now();
-        let lost = self.silent.iter().find(|(_, since)| **since + self.lease <= now).map(|(peer, _)| *peer);
-        let Some(peer) = lost else { return };
-        self.silent.clear();
-        if let Some(machine) = self.machine.upgrade() {
-            let text = format!(
-                "host {} of this machine has been silent for {:?}: its vCPUs, and pages that only it had, are lost",
-                peer.0, self.lease
-            );
-            tracing::error!("{text}");
-            machine.end(ExitReason::InternalError { text });
-        }
-    }
-
-    fn user_of(&mut self, stream: StreamNumber) -> &mut dyn MeshUser {
-        match stream.0 {
-            ..CLOCK_STREAM => &mut self.letters,
-            CLOCK_STREAM => &mut self.clock,
-            MEMORY_STREAMS.. => &mut self.node,
-        }
-    }
-}
-
-impl MeshUser for Users {
-    fn wakes<'a>(&'a self, into: &mut Vec<BorrowedFd<'a>>) {
-        self.letters.wakes(into);
-        self.node.wakes(into);
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        let users = [self.letters.deadline(), self.clock.deadline(), self.node.deadline(), self.lease_ends()];
-        users.into_iter().flatten().min()
-    }
-
-    fn awaits(&self) -> bool {
-        self.letters.awaits() || self.node.awaits()
-    }
-
-    fn woken(&mut self, out: &mut dyn Outgoing) {
-        self.letters.woken(out);
-        self.clock.woken(out);
-        self.node.woken(out);
-        self.end_leases();
-    }
-
-    fn connected(&mut self, peer: Peer, out: &mut dyn Outgoing) {
-        self.silent.remove(&peer);
-        // First, for nothing else is sent yet that a question would wait for.
-        self.clock.connected(peer, out);
-        self.letters.connected(peer, out);
-        self.node.connected(peer, out);
-    }
-
-    fn lost(&mut self, peer: Peer, why: &SessionError, out: &mut dyn Outgoing) {
-        self.silent.insert(peer, Instant::now());
-        self.letters.lost(peer, why, out);
-        self.clock.lost(peer, why, out);
-        self.node.lost(peer, why, out);
-    }
-
-    fn received(
-        &mut self,
-        from: Peer,
-        stream: StreamNumber,
-        message: &[u8],
-        out: &mut dyn Outgoing,
-    ) -> Result<(), SessionError> {
-        self.user_of(stream).received(from, stream, message, out)
     }
 }

@@ -1,196 +1,16 @@
-//! A real machine on real KVM that spans several parts, each with its own memory, talking over QUIC: what its vCPUs prove together. All parts are
-//! in this process.
+//! A real machine on real KVM that spans several parts: what its vCPUs prove together.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a panic in a test is its report")]
 
-use std::{
-    collections::BTreeMap,
-    net::UdpSocket,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
-use vmotion_machine::{ConsoleConfig, ExitReason, Machine, MachineConfig, probe_host};
-use vmotion_model::{Backing, ByteSize, DirtySource, Epoch, InterruptController, MachineSpec, MemoryLayout};
+mod machines;
+
+use machines::{Random, SOON, Spanning, cmdline, host, kvm_or_skip};
+use std::time::{Duration, Instant};
+use vmotion_machine::ExitReason;
 use vmotion_pager::Stalls;
-use vmotion_probe_guest::{CommandLine, Program};
-use vmotion_spanning::{
-    directory::{HostId, HostSet, Route, shards},
-    part::{OtherHost, PartConfig, SpanningPart},
-    registry::{Piece, Placement, Registry, Unheard},
-};
+use vmotion_probe_guest::Program;
+use vmotion_spanning::{directory::shards, part::SpanningPart};
 use vmotion_sys::kvm::{set_tsc_offset, tsc_offset};
-use vmotion_transport::{
-    ExpectedPeer, Identity, Principal,
-    mesh::{MeshTicket, MeshTuning},
-    pki::Authority,
-};
-
-const SOON: Duration = Duration::from_secs(90);
-const PATIENCE: Duration = Duration::from_secs(10);
-const LEASE: Duration = Duration::from_secs(30);
-
-fn kvm_or_skip(test: &str) -> bool {
-    match probe_host() {
-        Ok(_) => true,
-        Err(error) => {
-            println!("SKIPPED {test}: {error}");
-            false
-        }
-    }
-}
-
-fn host(number: usize) -> HostId {
-    HostId::new(u8::try_from(number).unwrap()).unwrap()
-}
-
-/// A store in this process.
-#[derive(Default)]
-struct Store(Mutex<BTreeMap<Piece, Placement>>);
-
-impl Registry for Store {
-    fn claim(&self, piece: Piece, wanted: Placement) -> Result<Placement, Unheard> {
-        let mut placements = self.0.lock().unwrap();
-        let known = placements.entry(piece).or_insert(wanted);
-        if wanted.epoch > known.epoch {
-            *known = wanted;
-        }
-        Ok(*known)
-    }
-}
-
-/// A machine in several parts, all in this process.
-struct Spanning {
-    parts: Vec<SpanningPart>,
-    console: (String, u64),
-    directory: tempfile::TempDir,
-}
-
-impl Spanning {
-    /// The hub is the first host; homes are in turn on all of them.
-    fn boot(hosts: usize, cpus: u8, memory_mib: u64, cmdline: &CommandLine) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let kernel = directory.path().join("probe.elf");
-        std::fs::write(&kernel, vmotion_probe_guest::ELF).unwrap();
-        let spec = MachineSpec {
-            name: "big1".parse().unwrap(),
-            cpus,
-            memory: ByteSize::mib(memory_mib),
-            kernel,
-            initrd: None,
-            cmdline: cmdline.to_string(),
-            disks: Vec::new(),
-            backing: Backing::Memfd,
-            dirty_source: DirtySource::Log,
-            interrupts: InterruptController::User,
-        };
-        let layout = MemoryLayout::for_ram(spec.memory.bytes()).unwrap();
-        let homes: Vec<_> = shards(&layout)
-            .zip((0..hosts).cycle())
-            .map(|(shard, home)| (shard, Route { home: host(home), epoch: Epoch::FIRST }))
-            .collect();
-        let authority = Authority::create(&directory.path().join("ca")).unwrap();
-        let principal = |number: usize| Principal::Host(format!("h{number}").parse().unwrap());
-        let identity = |number: usize| {
-            let path = directory.path().join(format!("h{number}"));
-            authority.issue(&principal(number), &path).unwrap();
-            Arc::new(Identity::load(&path).unwrap())
-        };
-        let sockets: Vec<_> = (0..hosts).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
-        let addresses: Vec<_> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
-        let (ticket, store) = (MeshTicket::random(), Arc::new(Store::default()));
-        let part = |(me, socket): (usize, UdpSocket)| {
-            let started = SpanningPart::start(PartConfig {
-                machine: MachineConfig { spec: spec.clone(), console: ConsoleConfig::default(), part: None },
-                me: host(me),
-                hub: host(0),
-                hosts: (0..hosts).fold(HostSet::EMPTY, |hosts, number| hosts.with(host(number))),
-                lease: LEASE,
-                // All begin on the hub, which has the time from the beginning.
-                vcpus: vec![Placement { host: host(0), epoch: Epoch::FIRST }; usize::from(cpus)],
-                homes: homes.clone(),
-                socket,
-                identity: identity(me),
-                incarnation: 1,
-                ticket: ticket.clone(),
-                tuning: MeshTuning::default(),
-                registry: Arc::clone(&store) as _,
-            });
-            let part = started.unwrap();
-            for other in (0..hosts).filter(|other| *other != me) {
-                let expected = ExpectedPeer::Exactly(principal(other));
-                part.connect(OtherHost { id: host(other), address: addresses[other], expected });
-            }
-            part
-        };
-        let parts: Vec<_> = sockets.into_iter().enumerate().map(part).collect();
-        parts[1..].iter().for_each(|part| part.machine().stand_by().unwrap());
-        parts[0].machine().load().unwrap();
-        let spanning = Self { parts, console: (String::new(), 0), directory };
-        for vcpu in 0..cpus {
-            spanning.move_vcpu(vcpu, usize::from(vcpu) % hosts);
-        }
-        spanning.parts.iter().for_each(|part| part.machine().resume().unwrap());
-        spanning
-    }
-
-    fn move_vcpu(&self, vcpu: u8, to: usize) -> Option<Duration> {
-        let at = self.parts.iter().position(|part| part.machine().vcpus_here().contains(vcpu)).unwrap();
-        (at != to).then(|| self.parts[at].give_vcpu(vcpu, host(to), PATIENCE).unwrap().pause)
-    }
-
-    fn read_console(&mut self) {
-        let console = self.parts[0].machine().console();
-        let (text, offset) = &mut self.console;
-        loop {
-            let (from, bytes) = console.read(*offset, 1 << 20);
-            assert_eq!(from, *offset);
-            if bytes.is_empty() {
-                return;
-            }
-            *offset += bytes.len() as u64;
-            text.push_str(&String::from_utf8_lossy(&bytes));
-        }
-    }
-
-    fn hub(&self) -> &Arc<Machine> {
-        self.parts[0].machine()
-    }
-
-    /// The guest powers itself off, all parts end, and it has found nothing wrong; its proof.
-    fn finish(mut self, program: Program) -> String {
-        let exit = self.hub().wait_exit(SOON);
-        self.read_console();
-        let text = &self.console.0;
-        if exit != Some(ExitReason::PowerOff) {
-            for part in &self.parts {
-                eprintln!("{:?} {:#?}", part.figures(), part.memory().statistics());
-            }
-            eprintln!("{program}: {exit:?}: {text}");
-            // Threads may wait for pages.
-            std::process::abort();
-        }
-        assert!(text.contains("errors=0"), "{program}: {text}");
-        let proof = text.lines().find(|line| line.starts_with("P ")).unwrap_or_default().to_owned();
-        assert!(proof.contains(" lost=0"), "{program}: {text}");
-        let mut seconds = text.lines().filter(|line| line.starts_with("S "));
-        assert!(seconds.all(|second| second.contains(" tsc_back=0 ")), "{program}: time went back: {text}");
-        for part in &self.parts {
-            assert!(part.machine().wait_exit(SOON).is_some(), "a part does not know that the guest has ended");
-        }
-        self.parts.into_iter().for_each(SpanningPart::end);
-        drop(self.directory);
-        proof
-    }
-}
-
-fn cmdline(program: Program, operations: u64) -> CommandLine {
-    CommandLine::new()
-        .program(program)
-        .operations(operations)
-        .working_set_bytes(2 << 20)
-        .poweroff(0x600, 0x34)
-        .heartbeat_ms(100)
-}
 
 #[test]
 fn every_program_proves_itself_on_three_hosts() {
@@ -202,17 +22,6 @@ fn every_program_proves_itself_on_three_hosts() {
         let operations = if program == Program::Litmus { 4096 } else { 1000 };
         let machine = Spanning::boot(3, 3, 64, &cmdline(program, operations));
         println!("{} in {:?}", machine.finish(program), begun.elapsed());
-    }
-}
-
-/// Numbers that look random (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let value = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        usize::try_from(value >> 33).unwrap() % end
     }
 }
 
@@ -229,7 +38,7 @@ fn stir(machine: &Spanning, seed: u64, every: Duration) -> (Vec<Duration>, u32) 
         } else {
             // Whoever has it gives it; the others refuse.
             let shard = all[random.below(all.len())];
-            let given = machine.parts.iter().filter(|part| part.give_home(shard, host(to)).is_ok()).count();
+            let given = machine.parts.values().filter(|part| part.give_home(shard, host(to)).is_ok()).count();
             homes += u32::try_from(given).unwrap();
         }
     }
@@ -265,7 +74,7 @@ fn parts_have_one_time() {
         let vcpu = u8::try_from(random.below(3)).unwrap();
         machine.move_vcpu(vcpu, random.below(3));
     }
-    let clocks: Vec<_> = machine.parts.iter().map(SpanningPart::clocks).collect();
+    let clocks: Vec<_> = machine.parts.values().map(SpanningPart::clocks).collect();
     for (here, rows) in clocks.iter().enumerate() {
         assert_eq!(rows.len(), 2, "{rows:?}");
         for row in rows {
@@ -332,7 +141,7 @@ fn measure() {
         let machine = Spanning::boot(2, 2, 256, &line(program));
         let exit = machine.hub().wait_exit(SOON);
         assert_eq!(exit, Some(ExitReason::PowerOff));
-        for (number, part) in machine.parts.iter().enumerate() {
+        for (number, part) in &machine.parts {
             let faults = part.memory().statistics().unwrap().faults;
             let rows = [
                 ("reads, home here", faults.reads_here),

@@ -19,7 +19,7 @@ use vmotion_model::{
 };
 use vmotion_spanning::{
     directory::{HostId, HostSet, Route, ShardNumber, shards},
-    part::{OtherHost, PartConfig, SpanningPart},
+    part::{KnownHomes, OtherHost, PartConfig, SpanningPart},
     registry::{Piece, Placement, Registry, Unheard},
 };
 use vmotion_transport::{
@@ -109,7 +109,7 @@ impl PartLife {
             lease: Duration::from_millis(launch.peer_timeout_ms),
             // All begin on the hub, from where they are given to their hosts with all they are.
             vcpus: vec![Placement { host: hub, epoch: Epoch::FIRST }; usize::from(spec.cpus)],
-            homes: homes.collect(),
+            homes: KnownHomes::All(homes.collect()),
             socket,
             identity: Arc::clone(identity),
             incarnation: u64::try_from(incarnation).unwrap_or(u64::MAX),

@@ -94,6 +94,11 @@ impl Clock {
         self.peers.entry(host).or_default().asked = None;
     }
 
+    /// `host` is no host of the machine any more; who has its number next begins anew.
+    pub(super) fn forget(&mut self, host: HostId) {
+        self.peers.remove(&host);
+    }
+
     /// Asks `host`. Until it has answered, it is not to be asked again.
     pub(super) fn ask(&mut self, host: HostId, now: u64) -> Message {
         let time = self.time(now);

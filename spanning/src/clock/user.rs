@@ -46,6 +46,14 @@ impl ClockUser {
         Self { keeper, stream, peers: BTreeMap::new() }
     }
 
+    /// The host is none of the machine's any more: nothing of its time is remembered.
+    pub fn forget(&mut self, peer: Peer) {
+        self.peers.remove(&peer);
+        if let Ok(host) = host_of(peer) {
+            self.keeper.clock().forget(host);
+        }
+    }
+
     fn ask(&mut self, peer: Peer, out: &mut dyn Outgoing) {
         let Ok(host) = host_of(peer) else { return };
         let asking = self.peers.entry(peer).or_default();

@@ -151,6 +151,21 @@ impl<C: Clone + Eq> Home<C> {
         self.queue.len()
     }
 
+    /// Does `host` have the page, want it, or have to say something about it?
+    pub(super) fn concerns(&self, host: HostId) -> bool {
+        let has = match &self.entry.copies {
+            Copies::Owned(owner) => *owner == host,
+            Copies::Shared { sharers, .. } => sharers.contains(host),
+            Copies::Lost => false,
+        };
+        let under_way = match self.phase {
+            Phase::Idle => false,
+            Phase::Collecting { wanted, awaited, .. } => wanted.from == host || awaited.contains(host),
+            Phase::Granting { to, .. } => to == host,
+        };
+        has || under_way || self.queue.iter().any(|waiting| waiting.from == host)
+    }
+
     /// A request arrives. What is to be sent is added to `out`.
     ///
     /// # Errors

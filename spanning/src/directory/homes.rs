@@ -53,6 +53,15 @@ pub enum ShardError {
     WithoutEntries(ShardNumber),
 }
 
+/// How many shards have their home here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Here {
+    /// Served here.
+    pub served: usize,
+    /// On their way from or to here.
+    pub waiting: usize,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Phase {
     Serving,
@@ -248,6 +257,47 @@ impl<C: Clone + Eq> Homes<C> {
             }
         }
         lost
+    }
+
+    /// A host of this number comes to the machine, whoever had it before.
+    pub const fn admit(&mut self, host: HostId) {
+        self.fenced = self.fenced.without(host);
+    }
+
+    /// Shards that are served here, and those whose entries are here while the store has not spoken.
+    #[must_use]
+    pub fn here(&self) -> Here {
+        let mut here = Here::default();
+        for shard in self.shards.values() {
+            match shard {
+                Shard::Here { phase: Phase::Waiting, .. } => here.waiting += 1,
+                Shard::Here { .. } => here.served += 1,
+                Shard::Elsewhere(_) => {}
+            }
+        }
+        here
+    }
+
+    /// Who has `shard`, if that is another host and was said here.
+    #[must_use]
+    pub fn elsewhere(&self, shard: ShardNumber) -> Option<Route> {
+        match self.shards.get(&shard) {
+            Some(Shard::Elsewhere(route)) => Some(*route),
+            Some(Shard::Here { .. }) | None => None,
+        }
+    }
+
+    /// Looks for `host` in the homes of `shards` shards from `from` on: a page that it has, wants or is told of; and where to look on.
+    #[must_use]
+    pub fn find(&self, host: HostId, from: ShardNumber, shards: usize) -> (Option<PageNumber>, Option<ShardNumber>) {
+        let mut rest = self.shards.range(from..);
+        for (_, shard) in rest.by_ref().take(shards) {
+            let Shard::Here { pages, .. } = shard else { continue };
+            if let Some((page, _)) = pages.iter().find(|(_, home)| home.concerns(host)) {
+                return (Some(*page), None);
+            }
+        }
+        (None, rest.next().map(|(shard, _)| *shard))
     }
 
     #[cfg(test)]

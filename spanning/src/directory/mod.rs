@@ -48,7 +48,7 @@ pub use error::{Misfit, ProtocolError};
 pub use event::{At, Effect, Effects, Event, Moment, Rights};
 pub use holder::Holder;
 pub use home::{Copies, Entry, Home};
-pub use homes::{Handover, Homes, ShardError};
+pub use homes::{Handover, Here, Homes, ShardError};
 pub use hosts::{HOSTS_MAX, HostId, HostSet};
 pub use message::{Access, Answer, Class, Content, Left, Message, Order, Outgoing, Reply, Request, Txn, Version};
 pub use shard::{PAGES_PER_SHARD, Route, ShardNumber, Table, shards};

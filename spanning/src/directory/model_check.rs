@@ -28,11 +28,22 @@ pub(super) struct Bounds {
     fences: u8,
     /// Holders put their answers off.
     hold: bool,
+    /// Hosts that know nothing, and ask the first one.
+    newcomers: usize,
 }
 
 impl Bounds {
-    const NONE: Self =
-        Self { pages: 1, touches: 0, evictions: 0, relocations: 0, take_backs: 0, replays: 0, fences: 0, hold: false };
+    const NONE: Self = Self {
+        pages: 1,
+        touches: 0,
+        evictions: 0,
+        relocations: 0,
+        take_backs: 0,
+        replays: 0,
+        fences: 0,
+        hold: false,
+        newcomers: 0,
+    };
     /// One page in depth.
     pub(super) const PAGE: Self = Self { touches: 4, evictions: 1, replays: 1, ..Self::NONE };
     /// One page whose home moves, or nearly.
@@ -47,6 +58,9 @@ impl Bounds {
     pub(super) const FENCE: Self = Self { touches: 4, evictions: 1, fences: 1, ..Self::NONE };
     /// Answers that are put off.
     const HOLD: Self = Self { touches: 4, evictions: 1, hold: true, ..Self::NONE };
+    /// A host comes while the home that it asks first moves, or nearly, or goes to the newcomer itself.
+    const NEWCOMER: Self = Self { newcomers: 1, ..Self::RELOCATION };
+    const NEWCOMER_TWICE: Self = Self { newcomers: 1, ..Self::TWICE };
 }
 
 const HOSTS: usize = 3;
@@ -192,7 +206,7 @@ impl Model for Checked {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        let mut world = World::new(HOSTS, 1, self.bounds.pages, self.mutation);
+        let mut world = World::new(HOSTS, self.bounds.newcomers, 1, self.bounds.pages, self.mutation);
         world.hold = u64::from(self.bounds.hold);
         vec![State { world, flight: Vec::new(), left: self.bounds }]
     }
@@ -286,6 +300,12 @@ fn a_page_whose_home_moves_twice() {
 #[test]
 fn a_host_dies() {
     Bounds::FENCE.check();
+}
+
+#[test]
+fn a_host_comes_that_knows_nothing() {
+    Bounds::NEWCOMER.check();
+    Bounds::NEWCOMER_TWICE.check();
 }
 
 #[test]

@@ -46,6 +46,14 @@ pub struct Route {
     pub epoch: Epoch,
 }
 
+impl Route {
+    /// Nobody has said who has the shard: `host` is asked, who knows, or knows somebody who knows more. Whatever is said is newer than this.
+    #[must_use]
+    pub const fn ask(host: HostId) -> Self {
+        Self { home: host, epoch: Epoch(0) }
+    }
+}
+
 /// What one host knows of the replicated table `shard → (home, epoch)`. It may be late, it never goes back.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Table {
@@ -57,6 +65,12 @@ impl Table {
     #[must_use]
     pub fn route(&self, page: PageNumber) -> Option<Route> {
         self.routes.get(&ShardNumber::of(page)).copied()
+    }
+
+    /// A shard whose pages are asked for at `host`.
+    #[must_use]
+    pub fn names(&self, host: HostId) -> Option<ShardNumber> {
+        self.routes.iter().find(|(_, route)| route.home == host).map(|(shard, _)| *shard)
     }
 
     /// Takes what the store or a redirection says, if it is news. Two relocations may be heard of in the wrong order.

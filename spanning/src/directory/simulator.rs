@@ -10,6 +10,8 @@ use super::{
 use std::collections::{BTreeMap, VecDeque};
 
 const HOSTS: usize = 8;
+/// Of them: they begin with no shard, and know nothing.
+const NEWCOMERS: usize = 3;
 const SHARDS: usize = 4;
 /// Pages used of each shard: few, so that hosts meet.
 const WIDTH: usize = 8;
@@ -72,7 +74,7 @@ struct Simulation {
 impl Simulation {
     fn new(seed: u64, mutation: Option<Mutation>) -> Self {
         Self {
-            world: World::new(HOSTS, SHARDS, WIDTH, mutation),
+            world: World::new(HOSTS, NEWCOMERS, SHARDS, WIDTH, mutation),
             random: Random(seed | 1),
             streams: BTreeMap::new(),
             busy: Vec::new(),

@@ -99,14 +99,16 @@ pub(super) fn host(index: usize) -> HostId {
 }
 
 impl World {
-    /// `shards` shards of which `width` pages are used; shard n has its home on host n at first.
-    pub(super) fn new(hosts: usize, shards: usize, width: usize, mutation: Option<Mutation>) -> Self {
+    /// `shards` shards of which `width` pages are used; shard n has its home on host n at first. The last `newcomers` hosts know nothing, and ask
+    /// host 0.
+    pub(super) fn new(hosts: usize, newcomers: usize, shards: usize, width: usize, mutation: Option<Mutation>) -> Self {
         let store: Vec<_> = (0..shards).map(|shard| Route { home: host(shard % hosts), epoch: Epoch::FIRST }).collect();
         let new_host = |index| {
             let (mut homes, mut table) = (Homes::new(host(index)), Table::default());
             for (shard, route) in (0..).map(ShardNumber).zip(&store) {
-                homes.settle(shard, *route, &mut Vec::new()).unwrap();
-                table.learn(shard, *route);
+                let route = if index + newcomers < hosts { *route } else { Route::ask(host(0)) };
+                homes.settle(shard, route, &mut Vec::new()).unwrap();
+                table.learn(shard, route);
             }
             Host { homes, table, spots: vec![Spot::default(); shards * width], fenced: false }
         };

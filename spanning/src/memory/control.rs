@@ -1,6 +1,7 @@
 //! What other threads can ask of a node. They leave it in a mailbox; the node's own thread does it, so a page's state has one owner.
 
 use super::error::NodeError;
+use super::hosts::{Mention, Staying};
 use super::recent::Recent;
 use super::stats::NodeStats;
 use crate::directory::{HostId, Route, ShardError, ShardNumber};
@@ -50,6 +51,11 @@ pub(super) enum Command {
     TakeBack(ShardNumber),
     Word(ShardNumber, Route),
     Fence(HostId, SyncSender<Vec<PageNumber>>),
+    Admit(HostId, SyncSender<()>),
+    Leave { commit: bool, reply: SyncSender<Staying> },
+    Stay(SyncSender<()>),
+    Find { host: HostId, from: ShardNumber, reply: SyncSender<(Option<PageNumber>, Option<ShardNumber>)> },
+    Dismiss(HostId, SyncSender<Option<Mention>>),
     Stop(SyncSender<()>),
 }
 
@@ -127,7 +133,7 @@ pub struct NodeControl {
 }
 
 impl NodeControl {
-    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, Gone> {
+    pub(super) fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, Gone> {
         let (reply, replied): (_, Receiver<T>) = sync_channel(1);
         self.mailbox.post(command(reply))?;
         replied.recv().map_err(|_| Gone)

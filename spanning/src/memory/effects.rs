@@ -260,7 +260,10 @@ impl MemoryNode {
         if let Reply::Redirect { home, epoch, .. } = &reply
             && self.table.route(page).is_some_and(|route| route.home == from)
         {
-            self.table.learn(ShardNumber::of(page), Route { home: *home, epoch: *epoch });
+            let (shard, route) = (ShardNumber::of(page), Route { home: *home, epoch: *epoch });
+            if self.is_there(shard, route)? {
+                self.table.learn(shard, route);
+            }
         }
         self.step(from, page, Event::Reply { from, reply }, out)
     }

@@ -2,7 +2,7 @@
 
 use super::wire::WireError;
 use crate::directory::replay::Gap;
-use crate::directory::{Misfit, ShardError, ShardNumber};
+use crate::directory::{HostId, Misfit, ShardError, ShardNumber};
 use thiserror::Error;
 use vmotion_model::PageNumber;
 use vmotion_pager::PagerError;
@@ -80,6 +80,14 @@ pub enum PeerError {
     /// A peer that the machine does not have, or not any more.
     #[error("Peer {0} has no part in the machine")]
     Stranger(u8),
+    /// A home that nobody here knows.
+    #[error("Home of {shard} is said to be on {home}, which has no part in the machine")]
+    Absent {
+        /// Of which 2 MiB.
+        shard: ShardNumber,
+        /// Where it is said to be.
+        home: HostId,
+    },
     /// More requests than can be kept until the store has spoken.
     #[error("Too many requests wait for the store's word about {0}")]
     Parked(ShardNumber),

@@ -17,7 +17,8 @@ impl MemoryNode {
         message: &[u8],
         out: &mut dyn Outgoing,
     ) -> Outcome {
-        if self.life == Life::Fenced {
+        let is_former = HostId::new(from.0).is_some_and(|host| self.former.contains(host));
+        if self.life == Life::Fenced || is_former {
             return Ok(());
         }
         let now = self.now();
@@ -29,6 +30,19 @@ impl MemoryNode {
             Some(Packet::Page(page, message)) => self.hear(host, page, message, out),
             Some(Packet::Part(part)) => self.hear_part(host, part),
             Some(Packet::Word(shard, route)) => self.hear_word(host, shard, route, out),
+            Some(Packet::Gone(shard, route)) => self.hear_gone(shard, route, out),
+            Some(Packet::Leaving(attempt)) => {
+                self.hear_leaving(host, attempt, out);
+                Ok(())
+            }
+            Some(Packet::Left) => {
+                link.has_left = true;
+                Ok(())
+            }
+            Some(Packet::Farewell(attempt)) => {
+                self.hear_farewell(host, attempt);
+                Ok(())
+            }
         }
     }
 

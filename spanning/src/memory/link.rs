@@ -63,6 +63,8 @@ pub(super) struct Link {
     /// The number of the first stream; lanes have streams of their own from there on.
     first_stream: u8,
     connected: bool,
+    /// The peer has said that it has nothing of the machine any more.
+    pub(super) has_left: bool,
     lanes: [LaneState; 4],
     /// The oldest message that is not acknowledged, perhaps.
     owed_since: Option<Moment>,
@@ -78,7 +80,15 @@ impl Link {
             owed: 0,
         };
         let lanes = std::array::from_fn(|_| lane());
-        Self { host, first_stream, connected: false, lanes, owed_since: None, traffic: Traffic::default() }
+        Self {
+            host,
+            first_stream,
+            connected: false,
+            has_left: false,
+            lanes,
+            owed_since: None,
+            traffic: Traffic::default(),
+        }
     }
 
     pub(super) const fn host(&self) -> HostId {

@@ -25,6 +25,7 @@ mod control;
 mod effects;
 mod error;
 mod hears;
+mod hosts;
 mod hot;
 mod link;
 mod moving;
@@ -39,8 +40,10 @@ mod window;
 mod wire;
 
 pub use bytes::PageBytes;
+use control::Command;
 pub use control::{Gone, NodeControl, RelocationError, ShardRegistry};
 pub use error::{NodeError, PeerError};
+pub use hosts::{Mention, Staying};
 pub use hot::HotPages;
 pub use link::Traffic;
 pub use node::{MemoryNode, NodeConfig};

@@ -13,7 +13,7 @@
 use super::bytes::PageBytes;
 use super::control::RelocationError;
 use super::error::{NodeError, Outcome, PeerError};
-use super::node::MemoryNode;
+use super::node::{Life, MemoryNode};
 use super::wire::{PART_ENTRIES_MAX, Packet, Part};
 use crate::directory::{Entry, Handover, HostId, Message, PAGES_PER_SHARD, Route, ShardNumber};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +37,9 @@ pub(super) struct Moving {
     /// Frozen here, to go there.
     leaving: BTreeMap<ShardNumber, HostId>,
     /// Handed over, and the store has not spoken.
-    handed_over: BTreeSet<ShardNumber>,
+    handed_over: BTreeMap<ShardNumber, HostId>,
+    /// All that ever went from here.
+    given: BTreeSet<ShardNumber>,
     /// One a peer: the parts of a shard follow each other.
     arriving: BTreeMap<HostId, Arriving>,
     /// Requests of hosts that know more than this one: that a shard is here.
@@ -45,6 +47,22 @@ pub(super) struct Moving {
 }
 
 impl Moving {
+    /// Shards whose home was here.
+    pub(super) fn given(&self) -> impl Iterator<Item = ShardNumber> {
+        self.given.iter().copied()
+    }
+
+    /// What is on its way beside the homes that wait for the store.
+    pub(super) fn under_way(&self) -> usize {
+        self.arriving.len()
+    }
+
+    /// A shard that is on its way to or from `host`.
+    pub(super) fn with(&self, host: HostId) -> Option<ShardNumber> {
+        let leaving = self.leaving.iter().chain(&self.handed_over).find(|(_, to)| **to == host);
+        leaving.map(|(shard, _)| *shard).or_else(|| self.arriving.get(&host).map(|arriving| arriving.shard))
+    }
+
     /// The host has no part in anything any more.
     pub(super) fn forget(&mut self, host: HostId) {
         self.arriving.remove(&host);
@@ -74,7 +92,8 @@ impl MemoryNode {
         let Some(to) = self.moving.leaving.get(&shard).copied() else { return };
         let Some(Handover { shard, epoch, entries }) = self.homes.hand_over(shard) else { return };
         self.moving.leaving.remove(&shard);
-        self.moving.handed_over.insert(shard);
+        self.moving.handed_over.insert(shard, to);
+        self.moving.given.insert(shard);
         let Some(link) = self.link(to) else {
             // It was fenced meanwhile.
             return self.take_back(shard);
@@ -106,7 +125,7 @@ impl MemoryNode {
     /// Asks the store to have back a shard that was handed over.
     pub(super) fn take_back(&mut self, shard: ShardNumber) {
         let route = self.table.route(PageNumber(shard.0 * PAGES_PER_SHARD));
-        if let Some(route) = route.filter(|_| self.moving.handed_over.contains(&shard)) {
+        if let Some(route) = route.filter(|_| self.moving.handed_over.contains_key(&shard)) {
             self.registry.claim(shard, Route { home: self.host, epoch: route.epoch.next() });
         }
     }
@@ -126,6 +145,11 @@ impl MemoryNode {
             return Ok(());
         }
         let Some(Arriving { shard, epoch, entries }) = self.moving.arriving.remove(&from) else { return Ok(()) };
+        if self.life == Life::Left {
+            // Its giver has it back when it asks for that.
+            tracing::warn!(%shard, %from, "a shard comes to a host that has left the machine, and is not taken");
+            return Ok(());
+        }
         let lost = self.homes.take_over(Handover { shard, epoch, entries })?;
         if !lost.is_empty() {
             tracing::error!(%shard, pages = lost.len(), "a shard came with pages that are lost with their host");
@@ -160,8 +184,11 @@ impl MemoryNode {
         self.settled(shard, route, out)
     }
 
-    fn settled(&mut self, shard: ShardNumber, route: Route, out: &mut dyn Outgoing) -> Outcome {
-        self.moving.handed_over.remove(&shard);
+    pub(super) fn settled(&mut self, shard: ShardNumber, route: Route, out: &mut dyn Outgoing) -> Outcome {
+        // An old word decides nothing.
+        if self.homes.elsewhere(shard).is_some() || self.homes.serves(shard).is_some() {
+            self.moving.handed_over.remove(&shard);
+        }
         self.table.learn(shard, route);
         self.post(out);
         let of_shard = |(_, page, _): &(HostId, PageNumber, Message<PageBytes>)| ShardNumber::of(*page) == shard;

@@ -3,6 +3,7 @@
 use super::bytes::{PAGE_BYTES, PageBytes};
 use super::control::{Mailbox, NodeControl, ShardRegistry};
 use super::error::{NodeError, Outcome, PeerError, Trouble};
+use super::hosts::Leaving;
 use super::link::Link;
 use super::moving::Moving;
 use super::spot::Spots;
@@ -26,7 +27,7 @@ use vmotion_transport::session::SessionError;
 pub struct NodeConfig<'a> {
     /// This host.
     pub host: HostId,
-    /// All hosts of the machine, this one too.
+    /// The hosts that routes and entries may name, this one too; more are [admitted](NodeControl::admit).
     pub hosts: HostSet,
     /// The machine's memory.
     pub layout: MemoryLayout,
@@ -34,7 +35,7 @@ pub struct NodeConfig<'a> {
     pub memfd: &'a File,
     /// Where the guest's mapping of each of the layout's regions is.
     pub regions: &'a [GuestRegion],
-    /// Who has each shard, as the store says. A machine's first routes have [`Epoch::FIRST`](vmotion_model::Epoch::FIRST).
+    /// Who has each shard, as the store says, or [whom to ask](Route::ask). A machine's first routes have [`Epoch::FIRST`](vmotion_model::Epoch::FIRST).
     pub routes: &'a mut dyn Iterator<Item = (ShardNumber, Route)>,
     /// The first of four streams of the mesh; the lower ones are for what is more urgent than memory.
     pub first_stream: u8,
@@ -49,6 +50,8 @@ pub struct NodeConfig<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Life {
     Serving,
+    /// It holds nothing and serves nothing, and only tells others where homes are.
+    Left,
     /// No page is here, and nobody who touches one goes on.
     Fenced,
     Stopped,
@@ -70,7 +73,13 @@ pub struct MemoryNode {
     pub(super) letters: Vec<Letter<PageBytes>>,
     /// When orders that were put off are due, and who gave them.
     pub(super) timers: BinaryHeap<Reverse<(Moment, PageNumber, HostId)>>,
+    pub(super) first_stream: u8,
     pub(super) moving: Moving,
+    pub(super) leaving: Option<Leaving>,
+    /// Hosts that were dismissed: what still comes of them is nothing.
+    pub(super) former: HostSet,
+    /// How often this host wanted to leave.
+    pub(super) attempts: u64,
     pub(super) registry: Box<dyn ShardRegistry>,
     /// Pages to be given up, and those that are being given up.
     pub(super) evictions: VecDeque<PageNumber>,
@@ -134,7 +143,11 @@ impl MemoryNode {
             local: VecDeque::new(),
             letters,
             timers: BinaryHeap::new(),
+            first_stream,
             moving: Moving::default(),
+            leaving: None,
+            former: HostSet::EMPTY,
+            attempts: 0,
             registry,
             evictions: VecDeque::new(),
             putting: HashSet::new(),

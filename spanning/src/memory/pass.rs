@@ -24,10 +24,12 @@ impl MemoryNode {
         for command in self.mailbox.collect() {
             self.obey(command, out)?;
         }
-        if self.life != Life::Serving {
+        if matches!(self.life, Life::Fenced | Life::Stopped) {
             return Ok(());
         }
-        self.read_faults(out)?;
+        if self.life == Life::Serving {
+            self.read_faults(out)?;
+        }
         let now = self.now();
         for link in self.links.iter_mut().flatten() {
             link.tick(now, out);
@@ -90,6 +92,20 @@ impl MemoryNode {
                 let lost = self.fence(host, out)?;
                 let _ = reply.try_send(lost);
             }
+            Command::Admit(host, reply) => {
+                self.admit(host, out);
+                let _ = reply.try_send(());
+            }
+            Command::Leave { commit, reply } => {
+                let staying = self.leave(commit, out)?;
+                let _ = reply.try_send(staying);
+            }
+            Command::Stay(reply) => {
+                self.leaving = None;
+                let _ = reply.try_send(());
+            }
+            Command::Find { host, from, reply } => _ = reply.try_send(self.find(host, from)),
+            Command::Dismiss(host, reply) => _ = reply.try_send(self.dismiss(host)),
             Command::Stop(reply) => {
                 self.life = Life::Stopped;
                 let _ = reply.try_send(());

@@ -1,5 +1,6 @@
 //! What this host knows about each page it ever touched, was asked about, or gave away: nothing about all others.
 
+use super::hosts::is_held;
 use super::window::HoldWindow;
 use crate::directory::{Access, Holder};
 use std::collections::HashMap;
@@ -36,6 +37,11 @@ impl Spots {
 
     pub(super) fn len(&self) -> usize {
         self.by_page.len()
+    }
+
+    /// Pages that are here, or on their way from or to here.
+    pub(super) fn held(&self) -> Vec<PageNumber> {
+        self.by_page.iter().filter(|(_, spot)| is_held(&spot.holder)).map(|(page, _)| *page).collect()
     }
 
     pub(super) fn pages(&self) -> Vec<PageNumber> {

@@ -215,6 +215,29 @@ fn nobody_but_its_home_orders_a_page_away() {
 }
 
 #[test]
+fn a_home_on_a_host_that_has_left_is_old_news_or_no_news() {
+    let Some(mut rig) = rig("a_home_on_a_host_that_has_left_is_old_news_or_no_news") else { return };
+    let shard = ShardNumber(2);
+    let gone = |home, epoch| super::wire::Packet::Gone(shard, Route { home: host(home), epoch: Epoch(epoch) });
+    assert!(rig.hear(&gone(1, 3)), "host 2 had it, and host 1 has it by now");
+    assert_eq!(rig.node.dismiss(host(2)), Some(Mention::Home(ShardNumber(5))), "other shards are still there");
+    for shard in (0..PAGES / PAGES_PER_SHARD).filter(|shard| shard % 3 == 2) {
+        assert!(rig.hear(&super::wire::Packet::Gone(ShardNumber(shard), Route { home: host(1), epoch: Epoch(3) })));
+    }
+    assert_eq!(rig.node.dismiss(host(2)), None);
+    assert!(rig.node.received(Peer(2), StreamNumber(1), &[9], &mut rig.sent).is_ok(), "what it says is nothing");
+    assert!(rig.hear(&gone(2, 2)), "it was there before");
+    assert!(!rig.hear(&gone(2, 4)), "nobody is there");
+    assert!(rig.hear(&gone(0, 5)), "this host knows best what it has");
+    assert!(rig.hear(&super::wire::Packet::Leaving(7)));
+    // Its number is another host's now, and everything with it begins anew.
+    rig.node.admit(host(2), &mut rig.sent);
+    assert!(rig.node.received(Peer(2), StreamNumber(1), &[9], &mut rig.sent).is_err());
+    assert!(rig.hear(&gone(2, 6)));
+    rig.assert_untouched();
+}
+
+#[test]
 fn a_system_call_that_fails_stops_the_node_and_says_why() {
     let Some(mut rig) = rig("a_system_call_that_fails_stops_the_node_and_says_why") else { return };
     let touch = |rig: &mut Rig| {

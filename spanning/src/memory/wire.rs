@@ -3,6 +3,7 @@
 //! ```text
 //!  frame    kind u8 │ lane u8, next u64: acknowledges a lane that runs the other way │ number u64, body     (kind 0: no number, no body)
 //!  kinds    0 nothing to say   1 a message about a page   2 part of a shard's entries   3 the store's word about a shard
+//!           4 who has a shard that the sender had   5 the sender leaves   6 farewell to who leaves   7 it has left
 //!  content  0 zero   1 4096 bytes      (2 and 3 are kept for a page that is the same, and for differences)
 //! ```
 //! Numbers are little-endian. What is read comes from a peer, which may be hostile: pages must be in the machine's memory, hosts in
@@ -75,6 +76,14 @@ pub(super) enum Packet {
     Page(PageNumber, Message<PageBytes>),
     Part(Part),
     Word(ShardNumber, Route),
+    /// The sender, who leaves, had the shard; this is who has it.
+    Gone(ShardNumber, Route),
+    /// The sender is about to leave: this is its attempt of that number.
+    Leaving(u64),
+    /// Whoever leaves is asked for nothing any more. Comes after all requests.
+    Farewell(u64),
+    /// The sender has nothing of the machine any more.
+    Left,
 }
 
 impl Packet {
@@ -82,7 +91,8 @@ impl Packet {
     pub(super) fn lane(&self) -> Lane {
         match self {
             Self::Page(_, message) => message.class().into(),
-            Self::Part(_) | Self::Word(..) => Lane::Moving,
+            Self::Part(_) | Self::Word(..) | Self::Gone(..) | Self::Leaving(_) | Self::Left => Lane::Moving,
+            Self::Farewell(_) => Lane::Request,
         }
     }
 
@@ -92,7 +102,7 @@ impl Packet {
             Self::Page(_, Message::Request { request: Request::Put(content), .. }) => content.as_ref(),
             Self::Page(_, Message::Answer { answer: Answer::AckData(content), .. }) => Some(content),
             Self::Page(_, Message::Reply(Reply::Grant { content, .. })) => content.as_ref(),
-            Self::Page(..) | Self::Part(_) | Self::Word(..) => None,
+            _ => None,
         };
         matches!(content, Some(Content::Bytes(_)))
     }
@@ -175,6 +185,10 @@ pub(super) fn encode(into: &mut Vec<u8>, (lane, next): (Lane, u64), packet: Opti
         Some((_, Packet::Page(..))) => 1,
         Some((_, Packet::Part(_))) => 2,
         Some((_, Packet::Word(..))) => 3,
+        Some((_, Packet::Gone(..))) => 4,
+        Some((_, Packet::Leaving(_))) => 5,
+        Some((_, Packet::Farewell(_))) => 6,
+        Some((_, Packet::Left)) => 7,
     };
     into.extend([kind, lane as u8]);
     put(into, next);
@@ -195,11 +209,13 @@ pub(super) fn encode(into: &mut Vec<u8>, (lane, next): (Lane, u64), packet: Opti
                 put_entry(into, entry);
             }
         }
-        Packet::Word(shard, Route { home, epoch }) => {
+        Packet::Word(shard, Route { home, epoch }) | Packet::Gone(shard, Route { home, epoch }) => {
             put(into, shard.0);
             into.push(home.number());
             put(into, epoch.0);
         }
+        Packet::Leaving(attempt) | Packet::Farewell(attempt) => put(into, *attempt),
+        Packet::Left => {}
     }
 }
 
@@ -353,6 +369,12 @@ impl<'a> Reader<'a> {
         self.known.shard(shard)
     }
 
+    /// It may have left since this was said: who obeys it must look.
+    fn home(&mut self) -> Result<HostId, WireError> {
+        let number = self.byte("home")?;
+        HostId::new(number).ok_or_else(|| WireError::Unknown { field: "home", value: number.into() })
+    }
+
     fn content(&mut self) -> Result<Content<PageBytes>, WireError> {
         match self.byte("content")? {
             0 => Ok(Content::Zero),
@@ -389,7 +411,7 @@ impl<'a> Reader<'a> {
                 content: self.optional_content()?,
             }),
             9 => Message::Reply(Reply::PutAck),
-            10 => Message::Reply(Reply::Redirect { home: self.host()?, of: self.epoch()?, epoch: self.epoch()? }),
+            10 => Message::Reply(Reply::Redirect { home: self.home()?, of: self.epoch()?, epoch: self.epoch()? }),
             11 => Message::Reply(Reply::Lost),
             value => return Err(WireError::Unknown { field: "message", value: value.into() }),
         })
@@ -443,6 +465,10 @@ pub(super) fn decode(bytes: &[u8], known: &Known) -> Result<Frame, WireError> {
         1 => Packet::Page(reader.page()?, reader.message()?),
         2 => Packet::Part(reader.part()?),
         3 => Packet::Word(reader.shard()?, Route { home: reader.host()?, epoch: reader.epoch()? }),
+        4 => Packet::Gone(reader.shard()?, Route { home: reader.home()?, epoch: reader.epoch()? }),
+        5 => Packet::Leaving(reader.counter("attempt")?),
+        6 => Packet::Farewell(reader.counter("attempt")?),
+        7 => Packet::Left,
         value => return Err(WireError::Unknown { field: "kind", value: value.into() }),
     };
     end(&reader, Frame { acknowledges, packet: Some((number, packet)) })

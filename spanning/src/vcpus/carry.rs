@@ -26,6 +26,8 @@ use vmotion_transport::mesh::MESSAGE_BYTES_MAX;
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// How long a target waits to know the machine's time: longer than the first exchanges take on any path.
 const TIME_KNOWN: Duration = Duration::from_secs(2);
+/// Why no vCPU comes to a host that leaves.
+const LEAVING: &str = "it is leaving the machine";
 /// What a letter with a state has beside it, in bytes.
 const AROUND_STATE: usize = 256;
 
@@ -276,11 +278,23 @@ impl Carrier {
     }
 
     fn expect(&self, vcpu: u8, from: HostId) -> Result<(), String> {
+        if self.desk.is_leaving() {
+            return Err(LEAVING.to_owned());
+        }
         self.time.wait_for(from, Instant::now() + TIME_KNOWN).map_err(|error| error_chain(&error))?;
         self.machine.expect_vcpu(vcpu).map_err(|error| error_chain(&error))
     }
 
     fn take(&self, vcpu: u8, epoch: Epoch, state: &[u8], left: (HostId, Departure)) -> Result<(), String> {
+        if !self.desk.arrives(vcpu) {
+            return Err(LEAVING.to_owned());
+        }
+        let taken = self.adopt(vcpu, epoch, state, left);
+        self.desk.has_arrived();
+        taken
+    }
+
+    fn adopt(&self, vcpu: u8, epoch: Epoch, state: &[u8], left: (HostId, Departure)) -> Result<(), String> {
         let (from, departure) = left;
         let tsc_ahead = self.time.arrival(from, departure).map_err(|error| error_chain(&error))?;
         let arrived = self.machine.adopt_vcpu(vcpu, state, tsc_ahead).map_err(|error| error_chain(&error))?;

@@ -1,13 +1,16 @@
 //! Where the machine's threads leave what other hosts are to hear, and wait for what they say.
 
 use super::letter::{ACCESS_BYTES_MAX, Access, Letter};
-use crate::{directory::HostId, registry::Placement};
+use crate::{
+    directory::{HostId, HostSet},
+    registry::Placement,
+};
 use rustix::{
     event::{EventfdFlags, eventfd},
     fd::OwnedFd,
 };
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     fmt, io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -64,8 +67,22 @@ struct State {
     outgoing: VecDeque<(To, Letter)>,
     accesses: HashMap<u64, SyncSender<Vec<u8>>>,
     next_access: u64,
+    /// What this host has said that interrupts find its vCPUs by, and in which epoch: for hosts that come later.
+    addressings: BTreeMap<u8, (Epoch, Addressing)>,
+    /// A vCPU that is being taken over.
+    arriving: Option<u8>,
+    leaving: Option<Leaving>,
+    /// How often this host wanted to leave.
+    attempts: u64,
     ended: bool,
     closed: bool,
+}
+
+/// An attempt to leave.
+struct Leaving {
+    attempt: u64,
+    /// Who has not said farewell.
+    awaited: HostSet,
 }
 
 impl fmt::Debug for Desk {
@@ -122,6 +139,89 @@ impl Desk {
             *known = placement;
             state.going.remove(&vcpu);
         }
+    }
+
+    /// What a host that comes to the machine has to know of the vCPUs here.
+    pub(super) fn introduction(&self) -> Vec<Letter> {
+        let state = self.state();
+        let here = (0u8..).zip(&state.placements).filter(|(_, at)| at.host == self.me);
+        let mut letters = Vec::new();
+        for (vcpu, Placement { epoch, .. }) in here {
+            letters.push(Letter::Placed { vcpu, epoch: *epoch });
+            if let Some((epoch, addressing)) = state.addressings.get(&vcpu) {
+                letters.push(Letter::Addressing { vcpu, epoch: *epoch, addressing: *addressing });
+            }
+        }
+        letters
+    }
+
+    /// A vCPU comes; not to a host that leaves.
+    pub(super) fn arrives(&self, vcpu: u8) -> bool {
+        let mut state = self.state();
+        if state.leaving.is_some() {
+            return false;
+        }
+        state.arriving = Some(vcpu);
+        true
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.state().leaving.is_some()
+    }
+
+    /// It is here, or somewhere else.
+    pub(super) fn has_arrived(&self) {
+        self.state().arriving = None;
+    }
+
+    /// No vCPU comes here any more; the hosts among `others` that may still send something for one. The error names a vCPU that is here.
+    pub(super) fn leave(&self, others: HostSet) -> Result<HostSet, u8> {
+        let mut state = self.state();
+        let here = (0u8..).zip(&state.placements).find(|(_, at)| at.host == self.me);
+        if let Some(vcpu) = here.map(|(vcpu, _)| vcpu).or(state.arriving) {
+            return Err(vcpu);
+        }
+        if let Some(leaving) = &state.leaving {
+            return Ok(leaving.awaited);
+        }
+        state.attempts += 1;
+        let attempt = state.attempts;
+        state.leaving = Some(Leaving { attempt, awaited: others });
+        let letter = Self::leave_taking(&state, attempt);
+        self.post(state, To::Others, letter);
+        Ok(others)
+    }
+
+    fn leave_taking(state: &State, attempt: u64) -> Letter {
+        let placements = (0u8..).zip(&state.placements);
+        let placements = placements.map(|(vcpu, at)| (vcpu, at.host.number(), at.epoch)).collect();
+        Letter::Leaving { attempt, placements }
+    }
+
+    /// A host comes while this one leaves.
+    pub(super) fn take_leave_of(&self, host: HostId) {
+        let mut state = self.state();
+        if let Some(leaving) = &mut state.leaving {
+            leaving.awaited = leaving.awaited.with(host);
+            let letter = Self::leave_taking(&state, state.attempts);
+            self.post(state, To::Host(host), letter);
+        }
+    }
+
+    pub(super) fn farewell(&self, from: HostId, attempt: u64) {
+        if let Some(leaving) = self.state().leaving.as_mut().filter(|leaving| leaving.attempt == attempt) {
+            leaving.awaited = leaving.awaited.without(from);
+        }
+    }
+
+    /// This host does not leave after all.
+    pub(super) fn stay(&self) {
+        self.state().leaving = None;
+    }
+
+    /// This host has left: how its process ends is nobody's business.
+    pub(super) fn left(&self) {
+        self.state().ended = true;
     }
 
     /// From now on what comes for `vcpu` is sent to `host`, until a placement is learned or it stays.
@@ -209,8 +309,9 @@ impl Elsewhere for Desk {
     }
 
     fn addressing(&self, vcpu: u8, addressing: Addressing) {
-        let state = self.state();
+        let mut state = self.state();
         let epoch = state.placements.get(usize::from(vcpu)).map_or(Epoch(0), |placement| placement.epoch);
+        state.addressings.insert(vcpu, (epoch, addressing));
         self.post(state, To::Others, Letter::Addressing { vcpu, epoch, addressing });
     }
 

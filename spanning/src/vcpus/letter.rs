@@ -36,6 +36,10 @@ pub(super) enum Letter {
     Taken { vcpu: u8, epoch: Epoch, refused: Option<String> },
     /// It will not come, unless it is there.
     Forget { vcpu: u8, epoch: Epoch },
+    /// The sender is about to leave, in this attempt: the vCPUs that it had, and the hosts that have them since.
+    Leaving { attempt: u64, placements: Vec<(u8, u8, Epoch)> },
+    /// Whoever leaves is sent nothing for those vCPUs any more. Comes after all that was.
+    Farewell { attempt: u64 },
     /// The guest has ended.
     Ended(ExitReason),
 }

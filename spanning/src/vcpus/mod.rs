@@ -128,6 +128,16 @@ impl Vcpus {
         self.desk.placements()
     }
 
+    /// This host does not leave after all: vCPUs may come again.
+    pub fn stay(&self) {
+        self.desk.stay();
+    }
+
+    /// This host has left the machine: nobody hears from it how its part ends.
+    pub fn left(&self) {
+        self.desk.left();
+    }
+
     /// Nobody waits for another host any more: what devices elsewhere would have said is all ones. To be called before the machine is
     /// stopped.
     pub fn close(&self) {

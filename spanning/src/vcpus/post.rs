@@ -49,6 +49,11 @@ impl Post {
         self.outbox.replay().for_each(|numbered| write(&numbered, self.inbox.next()));
     }
 
+    /// Letters that were not acknowledged.
+    pub(super) fn unacknowledged(&self) -> usize {
+        self.outbox.len()
+    }
+
     pub(super) const fn lost(&mut self) {
         self.connected = false;
     }

@@ -6,7 +6,7 @@ use super::{
     post::{Post, write_acknowledgement, write_letter},
 };
 use crate::{
-    directory::{HostId, replay::Numbered},
+    directory::{HostId, HostSet, replay::Numbered},
     host_of, peer_of,
     registry::Placement,
 };
@@ -50,16 +50,49 @@ impl VcpuUser {
         Self { desk, machine, accesses, pieces, posts: BTreeMap::new(), addressed: BTreeMap::new() }
     }
 
-    /// A host that letters go to, connected or not.
+    /// A host that letters go to from the beginning, connected or not.
     pub fn add(&mut self, peer: Peer) {
         self.posts.entry(peer).or_default();
+    }
+
+    /// A host that comes to the running machine, and is told what is here. Nothing happens when it was there.
+    pub fn admit(&mut self, peer: Peer, out: &mut dyn Outgoing) {
+        if self.posts.contains_key(&peer) {
+            return;
+        }
+        self.posts.insert(peer, Post::default());
+        for letter in self.desk.introduction() {
+            self.send(peer, &letter, out);
+        }
+        if let Ok(host) = host_of(peer) {
+            self.desk.take_leave_of(host);
+        }
+    }
+
+    /// Nothing goes to this host any more.
+    pub fn remove(&mut self, peer: Peer) {
+        self.posts.remove(&peer);
+    }
+
+    /// Sees to it that no vCPU comes here and nothing for any; to be asked again. The hosts that may still send something, and the letters
+    /// that were not acknowledged.
+    ///
+    /// # Errors
+    /// The vCPU that is here.
+    pub fn leave(&mut self, out: &mut dyn Outgoing) -> Result<(HostSet, usize), u8> {
+        let others = self.posts.keys().filter_map(|peer| host_of(*peer).ok()).fold(HostSet::EMPTY, HostSet::with);
+        let silent = self.desk.leave(others)?;
+        self.deliver(out);
+        Ok((silent, self.posts.values().map(Post::unacknowledged).sum()))
     }
 
     fn send(&mut self, peer: Peer, letter: &Letter, out: &mut dyn Outgoing) {
         let write = &mut |numbered: &Numbered<Vec<u8>>, accepted| {
             out.send(peer, LETTERS, &mut |into| write_letter(numbered, accepted, into));
         };
-        if let Err(error) = self.posts.entry(peer).or_default().push(letter.encode(), write) {
+        // What is for a host that has left comes from one who has not heard of it yet, and is for nobody.
+        let Some(post) = self.posts.get_mut(&peer) else { return };
+        if let Err(error) = post.push(letter.encode(), write) {
             let text = format!("host {} has not answered for too long: {error}", peer.0);
             self.machine.end(ExitReason::InternalError { text });
         }
@@ -99,6 +132,16 @@ impl VcpuUser {
             Letter::Placed { vcpu, epoch } => self.desk.learn(vcpu, Placement { host: from, epoch }),
             Letter::Ready { vcpu, epoch } => self.desk.heard(vcpu, Heard::Ready(epoch)),
             Letter::Taken { vcpu, epoch, refused } => self.desk.heard(vcpu, Heard::Taken(epoch, refused)),
+            Letter::Leaving { attempt, placements } => {
+                for (vcpu, at, epoch) in placements {
+                    // Where a host that has left was is old news.
+                    if let Some(host) = HostId::new(at).filter(|host| self.posts.contains_key(&peer_of(*host))) {
+                        self.desk.learn(vcpu, Placement { host, epoch });
+                    }
+                }
+                self.desk.send(To::Host(from), Letter::Farewell { attempt });
+            }
+            Letter::Farewell { attempt } => self.desk.farewell(from, attempt),
             Letter::Ended(reason) => self.machine.end(reason),
             Letter::Expect { .. } | Letter::State { .. } | Letter::Forget { .. } => {
                 let _ = self.pieces.send((from, letter));
@@ -127,7 +170,8 @@ impl MeshUser for VcpuUser {
     }
 
     fn connected(&mut self, peer: Peer, out: &mut dyn Outgoing) {
-        self.posts.entry(peer).or_default().connected(&mut |numbered, accepted| {
+        let Some(post) = self.posts.get_mut(&peer) else { return };
+        post.connected(&mut |numbered, accepted| {
             out.send(peer, LETTERS, &mut |into| write_letter(numbered, accepted, into));
         });
     }
@@ -148,7 +192,7 @@ impl MeshUser for VcpuUser {
         let broken = |what: String| SessionError::Protocol(format!("a letter about vCPUs: {what}"));
         let host = host_of(from)?;
         let now = Instant::now();
-        let post = self.posts.entry(from).or_default();
+        let post = self.posts.get_mut(&from).ok_or_else(|| broken(format!("{host} has no part in the machine")))?;
         if let Some(letter) = post.accept(frame, now).map_err(broken)? {
             let letter = Letter::decode(&letter).map_err(broken)?;
             self.take(host, letter);

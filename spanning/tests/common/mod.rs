@@ -178,7 +178,12 @@ pub(crate) struct Cluster {
     pub(crate) fabric: Arc<Fabric>,
     pub(crate) store: Store,
     nodes: Vec<Running>,
+    pages: u64,
+    measures: bool,
 }
+
+/// Hosts that may come later.
+const ROOM: usize = 2;
 
 pub(crate) struct Options {
     pub(crate) hosts: usize,
@@ -198,45 +203,92 @@ impl Cluster {
     /// The home of shard n is host n, as far as there are hosts.
     pub(crate) fn new(options: &Options) -> Self {
         let Options { hosts, pages, measures, jumble } = *options;
-        let layout = MemoryLayout::for_ram(pages * PAGE as u64).unwrap();
         let all = (0..hosts).map(host).fold(HostSet::EMPTY, HostSet::with);
         let shards = usize::try_from(pages.div_ceil(PAGES_PER_SHARD)).unwrap();
         let routes: Vec<_> =
             (0..shards).map(|shard| Route { home: host(shard % hosts), epoch: Epoch::FIRST }).collect();
         let store = Store { routes: Arc::new(Mutex::new(routes.clone())), ..Store::default() };
-        let fabric = Arc::new(Fabric::new(hosts, jumble));
-        let (mut guests, mut controls, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
+        let fabric = Arc::new(Fabric::new(hosts + ROOM, jumble));
+        let (guests, controls, nodes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut cluster = Self { guests, controls, fabric, store, nodes, pages, measures };
         for number in 0..hosts {
-            let guest = Arc::new(Guest::new(pages));
-            let address = guest.mapping.address().expose_provenance();
-            let config = NodeConfig {
-                host: host(number),
-                hosts: all,
-                layout: layout.clone(),
-                memfd: &guest.memfd,
-                regions: &[GuestRegion { address, first: 0, pages, file_offset: 0 }],
-                routes: &mut (0..).map(ShardNumber).zip(routes.clone()),
-                first_stream: 1,
-                registry: Box::new(Claims { host: host(number), store: store.clone() }),
-                on_failure: Box::new(move |error: Arc<NodeError>| {
-                    eprintln!("host {number}: {}", vmotion_model::error_chain(&*error));
-                    if !matches!(*error, NodeError::Store(_)) {
-                        std::process::abort();
-                    }
-                }),
-                measures,
-            };
-            let (node, control) = MemoryNode::new(config).unwrap();
-            store.controls.lock().unwrap().push(control.clone());
-            nodes.push(fabric.run(number, Box::new(node)));
-            guests.push(guest);
-            controls.push(control);
+            cluster.start(number, all, &routes);
         }
-        let cluster = Self { guests, controls, fabric, store, nodes };
         for (one, other) in cluster.pairs() {
             cluster.fabric.connect(one, other);
         }
         cluster
+    }
+
+    /// The next host, or one that has gone.
+    fn start(&mut self, number: usize, hosts: HostSet, routes: &[Route]) {
+        let guest = Arc::new(Guest::new(self.pages));
+        let address = guest.mapping.address().expose_provenance();
+        let config = NodeConfig {
+            host: host(number),
+            hosts,
+            layout: MemoryLayout::for_ram(self.pages * PAGE as u64).unwrap(),
+            memfd: &guest.memfd,
+            regions: &[GuestRegion { address, first: 0, pages: self.pages, file_offset: 0 }],
+            routes: &mut (0..).map(ShardNumber).zip(routes.iter().copied()),
+            first_stream: 1,
+            registry: Box::new(Claims { host: host(number), store: self.store.clone() }),
+            on_failure: Box::new(move |error: Arc<NodeError>| {
+                eprintln!("host {number}: {}", vmotion_model::error_chain(&*error));
+                if !matches!(*error, NodeError::Store(_)) {
+                    std::process::abort();
+                }
+            }),
+            measures: self.measures,
+        };
+        let (node, control) = MemoryNode::new(config).unwrap();
+        let running = self.fabric.run(number, Box::new(node));
+        let mut known = self.store.controls.lock().unwrap();
+        if number < self.guests.len() {
+            known[number] = control.clone();
+            (self.guests[number], self.controls[number], self.nodes[number]) = (guest, control, running);
+        } else {
+            known.push(control.clone());
+            self.guests.push(guest);
+            self.controls.push(control);
+            self.nodes.push(running);
+        }
+    }
+
+    /// A host comes that knows nothing; `others` are there.
+    pub(crate) fn join(&mut self, number: usize, others: &[usize]) {
+        let hosts = others.iter().chain([&number]).map(|other| host(*other)).fold(HostSet::EMPTY, HostSet::with);
+        let routes = vec![Route::ask(host(0)); self.store.epochs().len()];
+        others.iter().for_each(|other| self.controls[*other].admit(host(number)).unwrap());
+        self.start(number, hosts, &routes);
+        others.iter().for_each(|other| self.fabric.connect(*other, number));
+    }
+
+    /// A host that has no home leaves, and `others` forget it.
+    pub(crate) fn part_with(&mut self, number: usize, others: &[usize]) {
+        let leaving = &self.controls[number];
+        while !leaving.leave(true).unwrap().is_nothing() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for other in others {
+            let named = self.controls[*other].dismiss(host(number), Duration::from_secs(5)).unwrap();
+            assert_eq!(named, None, "host {other} names host {number}");
+            self.fabric.cut(*other, number);
+        }
+        self.nodes[number].stop();
+    }
+
+    /// Moves the homes of `shards` from `from` to `to`, and waits until they are there.
+    pub(crate) fn give(&self, from: usize, shards: impl Iterator<Item = usize>, to: usize) {
+        for shard in shards.filter(|shard| self.store.route(*shard).home == host(from)) {
+            // It may not know yet that it has it.
+            while self.controls[from].relocate(ShardNumber(shard as u64), host(to)).is_err() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            while self.store.route(shard).home != host(to) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 
     pub(crate) fn pairs(&self) -> Vec<(usize, usize)> {

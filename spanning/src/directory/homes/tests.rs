@@ -137,3 +137,55 @@ fn an_entry_keeps_its_version_when_it_moves() {
     let entry = old.hand_over(SHARD).unwrap().entries.remove(0).1;
     assert_eq!((entry.version, entry.transactions), (Version(1), 1));
 }
+
+#[test]
+fn who_knows_nothing_is_sent_on_by_the_hub_whatever_that_is_doing() {
+    let [mut hub, mut new] = two();
+    let mut newcomer = Homes::<Bytes>::new(host(5));
+    newcomer.settle(SHARD, Route::ask(host(0)), &mut Vec::new()).unwrap();
+    let nothing = Route::ask(host(0)).epoch;
+    // Served there.
+    assert_eq!(get(&mut hub, 5, nothing).len(), 1, "a grant");
+    done(&mut hub, 5, FIRST, 1);
+    hub.freeze(SHARD).unwrap();
+    let handover = hub.hand_over(SHARD).unwrap();
+    new.take_over(handover).unwrap();
+    // On its way.
+    assert_eq!(get(&mut hub, 6, nothing), []);
+    let mut out = Vec::new();
+    hub.settle(SHARD, route(1, SECOND), &mut out).unwrap();
+    assert_eq!(out, [redirect(6, nothing)]);
+    // Gone.
+    assert_eq!(get(&mut hub, 7, nothing), [redirect(7, nothing)]);
+    // The newcomer itself sends nobody anywhere, until it is told something; then it may have the shard.
+    let request = Message::Request { epoch: FIRST, request: Request::Put(None) };
+    let misfit = newcomer.receive(host(3), PAGE, request, &mut Vec::new()).unwrap_err();
+    assert_eq!(misfit.error, ProtocolError::Superseded(FIRST));
+    new.settle(SHARD, route(1, SECOND), &mut Vec::new()).unwrap();
+    new.freeze(SHARD).unwrap();
+    assert_eq!(newcomer.take_over(new.hand_over(SHARD).unwrap()), Ok(Vec::new()));
+    newcomer.settle(SHARD, route(5, Epoch(3)), &mut Vec::new()).unwrap();
+    assert_eq!(newcomer.serves(SHARD), Some(Epoch(3)));
+}
+
+#[test]
+fn a_home_knows_whom_its_pages_concern() {
+    let [mut homes, _] = two();
+    let concerns = |homes: &Homes<Bytes>, number: u8| homes.find(host(number), ShardNumber(0), 9).0;
+    assert_eq!(concerns(&homes, 2), None);
+    get(&mut homes, 2, FIRST);
+    assert_eq!(concerns(&homes, 2), Some(PAGE), "it is granted");
+    get(&mut homes, 3, FIRST);
+    assert_eq!(concerns(&homes, 3), Some(PAGE), "it waits");
+    done(&mut homes, 2, FIRST, 1);
+    assert_eq!(concerns(&homes, 2), Some(PAGE), "it has it, and is recalled");
+    let message = Message::Answer { txn: Txn { epoch: FIRST, number: 2 }, answer: Answer::AckData(Content::Zero) };
+    homes.receive(host(2), PAGE, message, &mut Vec::new()).unwrap();
+    assert_eq!(concerns(&homes, 2), None);
+    assert_eq!(homes.find(host(3), ShardNumber(0), 0), (None, Some(SHARD)), "there is more to look through");
+    assert_eq!(homes.here(), Here { served: 1, waiting: 0 });
+    homes.fence(host(3), &mut Vec::new());
+    assert_eq!(concerns(&homes, 3), None);
+    homes.admit(host(3));
+    assert_eq!(get(&mut homes, 3, FIRST).len(), 1, "another host of this number: {homes:?}");
+}

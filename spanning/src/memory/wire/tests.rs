@@ -79,7 +79,18 @@ pub(in crate::memory) fn packet() -> impl Strategy<Value = Packet> {
             });
     let word = (0_u64..32, host(), counter())
         .prop_map(|(shard, home, epoch)| Packet::Word(ShardNumber(shard), Route { home, epoch: Epoch(epoch) }));
-    prop_oneof![6 => (page(), message()).prop_map(|(page, message)| Packet::Page(page, message)), 1 => part, 1 => word]
+    let gone = (0_u64..32, host(), counter())
+        .prop_map(|(shard, home, epoch)| Packet::Gone(ShardNumber(shard), Route { home, epoch: Epoch(epoch) }));
+    let leaves = (counter(), any::<bool>())
+        .prop_map(|(attempt, says)| if says { Packet::Leaving(attempt) } else { Packet::Farewell(attempt) });
+    prop_oneof![
+        6 => (page(), message()).prop_map(|(page, message)| Packet::Page(page, message)),
+        1 => part,
+        1 => word,
+        1 => gone,
+        1 => leaves,
+        1 => Just(Packet::Left),
+    ]
 }
 
 fn frame() -> impl Strategy<Value = Frame> {
