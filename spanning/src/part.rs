@@ -13,7 +13,7 @@ pub use hosts::{DismissError, LeaveError, Left, StillHere};
 use crate::{
     clock::{ClockUser, PeerClock, Timekeeper},
     directory::{HostId, HostSet, Route, ShardError, ShardNumber, shards},
-    memory::{Gone, MemoryNode, NodeConfig, NodeControl, NodeError, RelocationError, ShardRegistry},
+    memory::{Gone, MemoryNode, NodeConfig, NodeControl, NodeError, PullError, Pulled, RelocationError, ShardRegistry},
     peer_of,
     registry::{Piece, Placement, Registry},
     vcpus::{Given, MoveError, Vcpus},
@@ -319,6 +319,20 @@ impl SpanningPart {
             given += usize::from(asked);
         }
         Ok(given)
+    }
+
+    /// Brings the pages of `shards`, whose homes are here, that only the host `from` has: for a part of memory that was moved here with all it
+    /// is.
+    ///
+    /// # Errors
+    /// [`PullError`]; pages that came are here.
+    pub fn pull(
+        &self,
+        shards: impl IntoIterator<Item = ShardNumber>,
+        from: HostId,
+        patience: Duration,
+    ) -> Result<Pulled, PullError> {
+        self.memory.pull(shards, from, patience)
     }
 
     /// Ends a part whose guest has ended, here and elsewhere.

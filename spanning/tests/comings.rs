@@ -47,10 +47,13 @@ fn hosts_come_to_a_running_machine_and_leave_it() {
             let homes: usize = [1, 2].map(|number| machine.move_homes(&third(&shards, number), number)).iter().sum();
             assert_eq!(machine.hub().wait_exit(A_WHILE), None, "{program} in round {round}");
             gather(&machine);
+            let pulled = [1, 2].map(|number| machine.parts[&0].pull(shards.clone(), host(number), PATIENCE).unwrap());
             // Now one, now the other first.
             let order = if round % 2 == 0 { [1, 2] } else { [2, 1] };
             let left = order.map(|number| machine.part_with(number));
-            println!("{program}: two came in {joined:?}, had {homes} homes, and left: {left:?}");
+            println!("{program}: two came in {joined:?}, had {homes} homes, and left: {pulled:?}, {left:?}");
+            // What nobody runs there any more cannot have been written again.
+            assert_eq!(left.map(|left| left.pages <= 64), [true; 2], "pages were left behind");
         }
         // Whoever is gone is not missed.
         assert_eq!(machine.hub().wait_exit(SHORT_LEASE + A_WHILE), None);

@@ -3,11 +3,12 @@
 
 mod common;
 
-use common::{Cluster, Options, PAGE, Vcpu, host, relaxed, skipped, watched};
+use common::{Cluster, Guest, Options, PAGE, Vcpu, host, relaxed, skipped, watched};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use vmotion_model::PageNumber;
 use vmotion_spanning::directory::ShardNumber;
+use vmotion_spanning::memory::{PullError, Pulled};
 
 /// Waits until it is so.
 fn eventually(what: &str, so: impl Fn() -> bool) {
@@ -230,5 +231,67 @@ fn a_node_that_is_stopped_says_so() {
         drop(cluster);
         assert!(control.statistics().is_err());
         assert!(control.failure().is_none());
+    });
+}
+
+#[test]
+fn pages_follow_their_home() {
+    if skipped("pages_follow_their_home") {
+        return;
+    }
+    watched(|| {
+        let cluster = Cluster::new(&Options::default());
+        for page in 0..300 {
+            cluster.guests[1].word(page, 5).store(page + 1, Ordering::Relaxed);
+        }
+        for page in 200..300 {
+            assert_eq!(relaxed(cluster.guests[2].word(page, 5)), page + 1);
+        }
+        let pull = |shard, from| cluster.controls[0].pull([ShardNumber(shard)], host(from), Duration::from_secs(5));
+        assert_eq!(pull(0, 2), Ok(Pulled::default()), "it has none for itself");
+        assert_eq!(pull(0, 1), Ok(Pulled { pages: 200, busy: 0 }));
+        let before = [0, 1, 2].map(|host| cluster.stats(host).counts.touches);
+        for page in 0..200 {
+            assert_eq!(relaxed(cluster.guests[0].word(page, 5)), page + 1);
+            cluster.guests[0].word(page, 5).store(page + 2, Ordering::Relaxed);
+        }
+        for page in 200..300 {
+            assert_eq!(relaxed(cluster.guests[1].word(page, 5)), page + 1, "who reads goes on");
+        }
+        assert_eq!([0, 1, 2].map(|host| cluster.stats(host).counts.touches), before, "all of it was there");
+        assert_eq!(pull(0, 1), Ok(Pulled::default()), "again");
+        assert_eq!(pull(1, 2), Err(PullError::Elsewhere(ShardNumber(1))));
+        assert_eq!(pull(0, 0), Err(PullError::From(host(0))));
+        assert_eq!(pull(0, 7), Err(PullError::From(host(7))));
+        cluster.assert_no_misfits();
+    });
+}
+
+#[test]
+fn pages_that_are_fetched_are_those_that_others_write() {
+    if skipped("pages_that_are_fetched_are_those_that_others_write") {
+        return;
+    }
+    watched(|| {
+        let cluster = Cluster::new(&Options { hosts: 2, jumble: Some(5), ..Options::default() });
+        let add = |guest: &Guest| {
+            for number in 0..20_000_u64 {
+                guest.word(number * 7 % 512, 0).fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        let pull = |_: &Guest| {
+            for _ in 0..20 {
+                let pulled = cluster.controls[0].pull([ShardNumber(0)], host(1), Duration::from_secs(5));
+                assert!(pulled.is_ok(), "{pulled:?}");
+            }
+        };
+        cluster.run(vec![
+            (0, Box::new(add) as Vcpu<'_, ()>),
+            (1, Box::new(add) as Vcpu<'_, ()>),
+            (0, Box::new(pull) as Vcpu<'_, ()>),
+        ]);
+        let sum: u64 = (0..512).map(|page| relaxed(cluster.guests[0].word(page, 0))).sum();
+        assert_eq!(sum, 40_000);
+        cluster.assert_no_misfits();
     });
 }

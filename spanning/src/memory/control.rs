@@ -2,6 +2,7 @@
 
 use super::error::NodeError;
 use super::hosts::{Mention, Staying};
+use super::pull::Pull;
 use super::recent::Recent;
 use super::stats::NodeStats;
 use crate::directory::{HostId, Route, ShardError, ShardNumber};
@@ -56,6 +57,7 @@ pub(super) enum Command {
     Stay(SyncSender<()>),
     Find { host: HostId, from: ShardNumber, reply: SyncSender<(Option<PageNumber>, Option<ShardNumber>)> },
     Dismiss(HostId, SyncSender<Option<Mention>>),
+    Pull(Pull),
     Stop(SyncSender<()>),
 }
 

@@ -115,6 +115,7 @@ impl MemoryNode {
             }
             Effect::Poison => {
                 self.counters.counts.lost += 1;
+                self.pulls.ended(page, false);
                 self.spots.get_mut(page).waits = None;
                 tracing::error!(%page, "a page is lost with the host that had it");
                 self.memory.poison(index).map_err(at_page("poison memory", page))?;
@@ -183,6 +184,7 @@ impl MemoryNode {
     /// The page is mapped, and whoever waited for it is awake.
     fn installed(&mut self, page: PageNumber) -> Event<PageBytes> {
         self.counters.counts.installed += 1;
+        self.pulls.ended(page, true);
         let (now, random) = (self.now(), self.next_random());
         let away = self.table.route(page).is_some_and(|route| route.home != self.host);
         let spot = self.spots.get_mut(page);

@@ -6,6 +6,7 @@ use super::error::{NodeError, Outcome, PeerError, Trouble};
 use super::hosts::Leaving;
 use super::link::Link;
 use super::moving::Moving;
+use super::pull::Pulls;
 use super::spot::Spots;
 use super::stats::Counters;
 use super::wire::Known;
@@ -84,6 +85,7 @@ pub struct MemoryNode {
     /// Pages to be given up, and those that are being given up.
     pub(super) evictions: VecDeque<PageNumber>,
     pub(super) putting: HashSet<PageNumber>,
+    pub(super) pulls: Pulls,
     pub(super) counters: Counters,
     pub(super) measures: bool,
     /// A page that is being read.
@@ -151,6 +153,7 @@ impl MemoryNode {
             registry,
             evictions: VecDeque::new(),
             putting: HashSet::new(),
+            pulls: Pulls::default(),
             counters: Counters::default(),
             measures,
             buffer: Box::new([0; PAGE_BYTES]),
@@ -191,7 +194,7 @@ impl MemoryNode {
         self.counters.counts.passes += 1;
         let acted = act(self, out);
         // What a peer does wrong does not keep this host from listening to itself.
-        let listened = self.listen(out);
+        let listened = self.listen(out).and_then(|()| self.go_on(out));
         self.counters.costs.passes.since(start);
         match (acted, listened) {
             (Err(Trouble::Node(error)), _) | (Ok(()), Err(Trouble::Node(error))) => Err(Trouble::Node(error)),

@@ -34,9 +34,13 @@ impl MemoryNode {
         for link in self.links.iter_mut().flatten() {
             link.tick(now, out);
         }
-        let held = self.hold_over(now, out);
+        self.hold_over(now, out)
+    }
+
+    /// What this host does by itself, beside what anybody waits for.
+    pub(super) fn go_on(&mut self, out: &mut dyn Outgoing) -> Outcome {
         self.give_up(out)?;
-        held
+        self.pull(out)
     }
 
     fn read_faults(&mut self, out: &mut dyn Outgoing) -> Outcome {
@@ -106,6 +110,7 @@ impl MemoryNode {
             }
             Command::Find { host, from, reply } => _ = reply.try_send(self.find(host, from)),
             Command::Dismiss(host, reply) => _ = reply.try_send(self.dismiss(host)),
+            Command::Pull(pull) => self.obey_pull(pull),
             Command::Stop(reply) => {
                 self.life = Life::Stopped;
                 let _ = reply.try_send(());
