@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 struct Entry {
     range: Range<u64>,
+    /// What the device calls the start of the range.
+    offset: u64,
     device: Arc<dyn Device>,
 }
 
@@ -22,18 +24,26 @@ impl Bus {
     /// # Panics
     /// When the range is taken: the machine's address map is fixed in this crate, so that is a mistake in it.
     pub(crate) fn insert(&mut self, start: u64, length: u64, device: Arc<dyn Device>) {
+        self.insert_at(start, length, 0, device);
+    }
+
+    /// Puts `device`, or a part of it, at `start`, which it calls `offset`.
+    ///
+    /// # Panics
+    /// As [`Self::insert`].
+    pub(crate) fn insert_at(&mut self, start: u64, length: u64, offset: u64, device: Arc<dyn Device>) {
         let range = start..start + length;
         let at = self.entries.partition_point(|entry| entry.range.start < range.start);
         let free_before = at == 0 || self.entries[at - 1].range.end <= range.start;
         let free_after = at == self.entries.len() || range.end <= self.entries[at].range.start;
         assert!(free_before && free_after, "{} overlaps another device at {range:#x?}", device.name());
-        self.entries.insert(at, Entry { range, device });
+        self.entries.insert(at, Entry { range, offset, device });
     }
 
     fn find(&self, address: u64) -> Option<(&dyn Device, u64)> {
         let after = self.entries.partition_point(|entry| entry.range.start <= address);
         let entry = self.entries.get(after.checked_sub(1)?)?;
-        entry.range.contains(&address).then(|| (&*entry.device, address - entry.range.start))
+        entry.range.contains(&address).then(|| (&*entry.device, address - entry.range.start + entry.offset))
     }
 
     /// Reads; an address without a device gives all ones, as an empty bus does.

@@ -4,11 +4,13 @@
 //! a save instead of arriving empty); after [`Device::quiesce`] it touches neither guest memory nor the outside until
 //! [`Device::resume`]; and restoring an unknown version is an error, never a guess.
 
+mod legacy;
 mod rtc;
 mod serial;
 mod shutdown;
 pub(crate) mod virtio;
 
+pub(crate) use legacy::LegacyPorts;
 pub(crate) use rtc::Rtc;
 pub(crate) use serial::SerialPort;
 pub(crate) use shutdown::{ShutdownPorts, ShutdownSink};

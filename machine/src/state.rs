@@ -7,7 +7,7 @@
 //! | `machine` | memory layout, number of vCPUs, TSC frequency: what must fit before anything is applied |
 //! | `clock` | kvmclock, the host TSC and wall clock it was read at |
 //! | `irqchips`, `pit` | the in-kernel interrupt controllers and timer |
-//! | `ioapic` | in place of these, of a machine whose interrupt controllers are in user space |
+//! | `ioapic`, `pics`, `pit.user` | in place of these, of a machine whose interrupt controllers are in user space |
 //! | `vcpu.N` | everything of one vCPU |
 //! | `device.NAME` | one device |
 
@@ -16,7 +16,7 @@ mod container;
 pub use container::{STATE_VERSION, StateError};
 pub(crate) use container::{SectionReader, SectionWriter};
 
-use crate::interrupts::IoApic;
+use crate::interrupts::{IoApic, Pics, Pit};
 use crate::vcpu::VcpuState;
 use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
 use serde::{Deserialize, Serialize};
@@ -67,7 +67,7 @@ pub(crate) struct PitState {
 #[derive(Debug, Clone)]
 pub(crate) enum Controllers {
     Kernel { chips: Box<IrqChips>, pit: PitState },
-    User { io_apic: IoApic },
+    User { io_apic: Box<IoApic>, pics: Pics, pit: Box<Pit> },
 }
 
 impl Controllers {
@@ -77,13 +77,19 @@ impl Controllers {
                 writer.put("irqchips", SECTION_VERSION, chips)?;
                 writer.put("pit", SECTION_VERSION, pit)
             }
-            Self::User { io_apic } => writer.put(IO_APIC, SECTION_VERSION, io_apic),
+            Self::User { io_apic, pics, pit } => {
+                writer.put(IO_APIC, SECTION_VERSION, io_apic)?;
+                writer.put(PICS, SECTION_VERSION, pics)?;
+                writer.put(PIT, SECTION_VERSION, pit)
+            }
         }
     }
 
     fn read(reader: &mut SectionReader<'_>) -> Result<Self, StateError> {
         if reader.names().any(|name| name == IO_APIC) {
-            return Ok(Self::User { io_apic: reader.take(IO_APIC, SECTION_VERSION)? });
+            let io_apic = reader.take(IO_APIC, SECTION_VERSION)?;
+            let pics = reader.take(PICS, SECTION_VERSION)?;
+            return Ok(Self::User { io_apic, pics, pit: reader.take(PIT, SECTION_VERSION)? });
         }
         let chips = Box::new(reader.take("irqchips", SECTION_VERSION)?);
         Ok(Self::Kernel { chips, pit: reader.take("pit", SECTION_VERSION)? })
@@ -91,6 +97,8 @@ impl Controllers {
 }
 
 const IO_APIC: &str = "ioapic";
+const PICS: &str = "pics";
+const PIT: &str = "pit.user";
 
 pub(crate) fn vcpu_section(id: u8) -> String {
     format!("vcpu.{id}")

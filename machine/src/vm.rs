@@ -150,7 +150,9 @@ impl Vm {
         let Some(interrupts) = &self.interrupts else {
             return Ok(Controllers::Kernel { chips: Box::new(self.save_irqchips()?), pit: self.save_pit()? });
         };
-        Ok(Controllers::User { io_apic: interrupts.controller().io_apic().clone() })
+        let controller = interrupts.controller();
+        let io_apic = Box::new(controller.io_apic().clone());
+        Ok(Controllers::User { io_apic, pics: controller.save_pics(), pit: Box::new(interrupts.save_pit()) })
     }
 
     /// Are the controllers of a saved state such as this machine has?
@@ -170,9 +172,11 @@ impl Vm {
                 self.restore_irqchips(&chips)?;
                 self.restore_pit(&pit)
             }
-            Controllers::User { io_apic } => {
+            Controllers::User { io_apic, pics, pit } => {
                 if let Some(interrupts) = &self.interrupts {
-                    *interrupts.controller().io_apic() = io_apic;
+                    *interrupts.controller().io_apic() = *io_apic;
+                    interrupts.controller().restore_pics(pics);
+                    interrupts.restore_pit(*pit);
                 }
                 Ok(())
             }

@@ -35,11 +35,10 @@ pub enum DirtySource {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum InterruptController {
-    /// KVM, with the controllers of a PC: what Linux guests want.
+    /// KVM, with the controllers of a PC.
     #[default]
     Kernel,
-    /// The machine's own process: local APICs and an I/O APIC, no PIC and no PIT. A Linux guest finds nothing to measure its
-    /// timers with.
+    /// The machine's own process, with the same: what a machine needs that is to span several hosts.
     User,
 }
 

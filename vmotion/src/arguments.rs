@@ -305,7 +305,7 @@ impl FromStr for What {
 pub(crate) enum Interrupts {
     /// KVM
     Kernel,
-    /// The machine's process; without PIC and PIT, which Linux wants
+    /// The machine's process
     User,
 }
 

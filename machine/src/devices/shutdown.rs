@@ -34,16 +34,17 @@ pub(crate) struct ShutdownPorts {
 }
 
 impl ShutdownPorts {
-    /// All of them, each with its first port and how many it takes.
-    pub(crate) fn all(sink: &Arc<dyn ShutdownSink>) -> Vec<(u16, u16, Self)> {
+    /// All of them, each with its stretches of ports: the first, and how many.
+    pub(crate) fn all(sink: &Arc<dyn ShutdownSink>) -> Vec<(&'static [(u64, u64)], Self)> {
         use ShutdownPort::{CloudHypervisor, KeyboardController, QemuPm1a, ResetControl};
-        let places = [
-            (0x60, 5, KeyboardController),
-            (0x600, 1, CloudHypervisor),
-            (0x604, 2, QemuPm1a),
-            (0xcf9, 1, ResetControl),
+        let places: [(&[_], _); 4] = [
+            // Port 0x61 is the timer's.
+            (&[(0x60, 1), (0x62, 3)], KeyboardController),
+            (&[(0x600, 1)], CloudHypervisor),
+            (&[(0x604, 2)], QemuPm1a),
+            (&[(0xcf9, 1)], ResetControl),
         ];
-        places.into_iter().map(|(at, ports, port)| (at, ports, Self { port, sink: Arc::clone(sink) })).collect()
+        places.into_iter().map(|(ports, port)| (ports, Self { port, sink: Arc::clone(sink) })).collect()
     }
 }
 
@@ -59,7 +60,7 @@ impl Device for ShutdownPorts {
     }
 
     fn read(&self, offset: u64, data: &mut [u8]) {
-        // Keyboard data and status: both buffers empty. Port 0x61 bit 5 (timer 2 output) belongs to the in-kernel PIT.
+        // Keyboard data and status: both buffers empty.
         let _ = offset;
         data.fill(0);
     }

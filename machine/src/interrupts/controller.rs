@@ -5,15 +5,24 @@
 //!
 //! No two locks are held at once: a processor that sends lets go of its own APIC first.
 
-use super::{Addressing, Delivery, IO_APIC_PINS, IoApic, LocalApic, Message, Sent, lock};
+use super::{
+    Addressing, Delivery, Destination, IO_APIC_PINS, IoApic, LocalApic, Message, PicRegister, Pics, Pin, Sent, Trigger,
+    lock,
+};
 use crate::boot::map;
-use crate::part::{Elsewhere, Part};
+use crate::part::{Elsewhere, Part, Space};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 /// Bytes of the I/O APIC's registers.
 const IO_APIC_BYTES: u64 = 0x100;
+
+/// The vCPU whose LINT0 the old controllers are connected to, as the MP table says.
+const WIRED: usize = 0;
+/// Where, beyond all ports of the guest's, other parts acknowledge interrupts of the old controllers: two bytes, the vector and whether there
+/// is one.
+pub(crate) const ACKNOWLEDGE_PORT: u64 = 0x1_0000;
 
 /// Wakes a vCPU, or makes it leave the guest.
 pub(crate) type Kick = Box<dyn Fn(usize) + Send + Sync>;
@@ -33,6 +42,8 @@ pub(crate) struct Slot {
     pub(crate) apic: LocalApic,
     /// An NMI waits.
     pub(crate) non_maskable: bool,
+    /// The old controllers' output may be high.
+    external: bool,
     init: bool,
     /// The page to start at.
     start: Option<u8>,
@@ -49,7 +60,30 @@ pub(crate) struct Restart {
 
 impl Slot {
     fn new(id: u8, presence: Presence) -> Self {
-        Self { apic: LocalApic::new(id), non_maskable: false, init: false, start: None, presence }
+        let mut apic = LocalApic::new(id);
+        if usize::from(id) == WIRED {
+            apic.wire_old_controller();
+        }
+        Self { apic, non_maskable: false, external: false, init: false, start: None, presence }
+    }
+
+    /// Is there an interrupt, as far as is known?
+    pub(crate) fn has_interrupt(&self) -> bool {
+        self.has_external() || self.apic.pending().is_some()
+    }
+
+    /// The old controllers may have one that the processor takes.
+    const fn has_external(&self) -> bool {
+        self.external && self.apic.takes_external()
+    }
+
+    /// The same, which is asked of them now.
+    pub(crate) const fn take_external(&mut self) -> bool {
+        let has = self.has_external();
+        if has {
+            self.external = false;
+        }
+        has
     }
 
     /// Does an INIT or a SIPI wait?
@@ -70,11 +104,16 @@ impl Slot {
             Delivery::Init => {
                 // Now, not when the vCPU sees it: what is sent after it must not be forgotten by it.
                 self.apic.reset();
-                (self.non_maskable, self.init, self.start) = (false, true, None);
+                (self.non_maskable, self.external, self.init, self.start) = (false, false, true, None);
             }
             Delivery::StartUp => self.start = Some(message.vector),
-            // There is no system management mode and no old controller.
-            Delivery::SystemManagement | Delivery::External => {}
+            Delivery::External => match self.apic.raise(Pin::Zero) {
+                Some(Delivery::NonMaskable) => self.non_maskable = true,
+                // It stays high until somebody takes it, which may be after the pin was told to.
+                _ => self.external = true,
+            },
+            // There is no system management mode.
+            Delivery::SystemManagement => {}
         }
     }
 }
@@ -83,7 +122,8 @@ impl Slot {
 pub(crate) struct UserInterrupts {
     slots: Vec<Mutex<Slot>>,
     io_apic: Mutex<IoApic>,
-    /// The other parts of the machine, when this is only one; whether the I/O APIC is here.
+    pics: Mutex<Pics>,
+    /// The other parts of the machine, when this is only one; whether the I/O APIC and the old controllers are here.
     elsewhere: Option<Arc<dyn Elsewhere>>,
     has_io_apic: bool,
     /// Whose turn it is among those that are equally busy.
@@ -101,6 +141,7 @@ impl UserInterrupts {
         Self {
             slots: (0..cpus).map(|id| Mutex::new(Slot::new(id, presence(id)))).collect(),
             io_apic: Mutex::default(),
+            pics: Mutex::default(),
             elsewhere: part.map(|part| Arc::clone(&part.elsewhere)),
             has_io_apic: part.is_none_or(|part| part.devices),
             turn: AtomicUsize::new(0),
@@ -138,6 +179,61 @@ impl UserInterrupts {
         drop(io_apic);
         if let Some(message) = message {
             self.deliver(message, None, None);
+        }
+        self.change_pics(|pics| {
+            pics.set_line(pin, true);
+            pics.set_line(pin, false);
+        });
+    }
+
+    /// Changes the old controllers, and tells their processor when they have something for it.
+    fn change_pics<T>(&self, change: impl FnOnce(&mut Pics) -> T) -> T {
+        let mut pics = lock(&self.pics);
+        let result = change(&mut pics);
+        let is_new = pics.take_news();
+        drop(pics);
+        if is_new {
+            let (destination, trigger) = (Destination::Physical(name(WIRED)), Trigger::Edge);
+            let message = Message { destination, delivery: Delivery::External, vector: 0, trigger };
+            self.bring(WIRED, self.slot(WIRED), message, None);
+        }
+        result
+    }
+
+    /// The guest reads a register of the old controllers, which are here.
+    pub(crate) fn read_pic(&self, register: PicRegister) -> u8 {
+        self.change_pics(|pics| pics.read(register))
+    }
+
+    /// The guest writes a register of the old controllers, which are here.
+    pub(crate) fn write_pic(&self, register: PicRegister, value: u8) {
+        self.change_pics(|pics| pics.write(register, value));
+    }
+
+    /// `vcpu` takes what the old controllers have. Waits, where they are not here.
+    pub(crate) fn acknowledge(&self, vcpu: usize) -> Option<u8> {
+        let Some(elsewhere) = self.elsewhere.as_ref().filter(|_| !self.has_io_apic) else {
+            return self.change_pics(Pics::acknowledge);
+        };
+        let mut answer = [0; 2];
+        elsewhere.read(name(vcpu), Space::Ports, ACKNOWLEDGE_PORT, &mut answer);
+        // All ones when nobody has answered: the machine ends.
+        let [vector, there] = answer;
+        (there == 1).then_some(vector)
+    }
+
+    pub(crate) fn save_pics(&self) -> Pics {
+        lock(&self.pics).clone()
+    }
+
+    pub(crate) fn restore_pics(&self, pics: Pics) {
+        self.change_pics(|current| *current = pics.restored());
+    }
+
+    /// The processor of the old controllers has come somewhere: what it was told is not known there.
+    fn tell_again(&self, vcpu: usize) {
+        if vcpu == WIRED && self.has_io_apic {
+            self.change_pics(Pics::forget_told);
         }
     }
 
@@ -257,6 +353,8 @@ impl UserInterrupts {
         if !matches!(slot.presence, Presence::Here) {
             slot.apic.set_addressing(addressing);
         }
+        drop(slot);
+        self.tell_again(vcpu);
     }
 
     /// From now on `vcpu` is not here: what arrives for it goes elsewhere, and so does what waits for it. What it has been given is saved
@@ -279,7 +377,7 @@ impl UserInterrupts {
     pub(crate) fn expect(&self, vcpu: usize) {
         let mut slot = self.slot(vcpu);
         if matches!(slot.presence, Presence::Elsewhere) {
-            (slot.non_maskable, slot.init, slot.start) = (false, false, None);
+            (slot.non_maskable, slot.external, slot.init, slot.start) = (false, false, false, None);
             slot.presence = Presence::Coming(Vec::new());
         }
     }
@@ -295,6 +393,7 @@ impl UserInterrupts {
         if let Some(elsewhere) = &self.elsewhere {
             elsewhere.addressing(name(vcpu), addressing);
         }
+        self.tell_again(vcpu);
     }
 
     fn kick_unless(&self, vcpu: usize, on: Option<usize>) {

@@ -1,8 +1,8 @@
-//! The thread of a machine's interrupt controllers: waits for devices, and for timers of vCPUs that are in the guest.
+//! The thread of a machine's interrupt controllers: waits for devices, for timers of vCPUs that are in the guest, and for the PIT.
 //!
 //! A vCPU that is halted waits for its own timer.
 
-use super::{UserInterrupts, lock};
+use super::{Pit, UserInterrupts, lock};
 use crate::{MachineError, Part};
 use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
@@ -31,7 +31,17 @@ pub(crate) fn now_ns() -> u64 {
     part(now.tv_sec) * NS_PER_S + part(now.tv_nsec)
 }
 
-/// When the timers of vCPUs in the guest are due, in ns.
+/// The PIT's line.
+const PIT_LINE: usize = 0;
+
+/// The PIT, which stands still with its machine.
+#[derive(Default)]
+struct Clockwork {
+    pit: Pit,
+    runs: bool,
+}
+
+/// When the timers of vCPUs in the guest are due, in ns, and behind them the PIT's.
 struct Timers {
     due: Vec<u64>,
     /// When the alarm goes off. Not later than the earliest above.
@@ -43,6 +53,7 @@ pub(crate) struct Driver {
     controller: UserInterrupts,
     lines: Mutex<Vec<(EventFd, usize)>>,
     timers: Mutex<Timers>,
+    clockwork: Mutex<Clockwork>,
     alarm: OwnedFd,
     end: EventFd,
     epoll: Epoll,
@@ -58,7 +69,8 @@ impl Driver {
         let driver = Self {
             controller: UserInterrupts::new(cpus, part),
             lines: Mutex::default(),
-            timers: Mutex::new(Timers { due: vec![NEVER; usize::from(cpus)], armed: NEVER }),
+            timers: Mutex::new(Timers { due: vec![NEVER; usize::from(cpus) + 1], armed: NEVER }),
+            clockwork: Mutex::default(),
             alarm,
             end: end.map_err(MachineError::sys("create an eventfd"))?,
             epoll: Epoll::new().map_err(MachineError::sys("create an epoll"))?,
@@ -143,8 +155,55 @@ impl Driver {
         if timers.armed != NEVER {
             self.set_alarm(timers.armed);
         }
+        let pit = timers.due.len() - 1;
         drop(timers);
-        due.into_iter().for_each(|vcpu| self.controller.kick(vcpu));
+        for timer in due {
+            if timer == pit { self.run_pit() } else { self.controller.kick(timer) }
+        }
+    }
+
+    fn run_pit(&self) {
+        let mut clockwork = lock(&self.clockwork);
+        if !clockwork.runs {
+            return;
+        }
+        let (interrupts, due_ns) = clockwork.pit.run(now_ns());
+        // The lock is held: a machine that stands still has nothing under way.
+        if interrupts {
+            self.controller.pulse(PIT_LINE);
+        }
+        self.arm_pit(due_ns);
+    }
+
+    fn arm_pit(&self, due_ns: Option<u64>) {
+        let pit = lock(&self.timers).due.len() - 1;
+        self.arm(pit, due_ns);
+    }
+
+    /// The guest has the PIT do something, at a time in ns.
+    pub(crate) fn with_pit<T>(&self, act: impl FnOnce(&mut Pit, u64) -> T) -> T {
+        let mut clockwork = lock(&self.clockwork);
+        let result = act(&mut clockwork.pit, now_ns());
+        if clockwork.runs {
+            // Under the lock, so that the last who sets it is the last who has looked.
+            self.arm_pit(clockwork.pit.due_ns());
+        }
+        result
+    }
+
+    /// The PIT runs, or interrupts no more until it does.
+    pub(crate) fn set_pit_running(&self, runs: bool) {
+        let mut clockwork = lock(&self.clockwork);
+        clockwork.runs = runs;
+        self.arm_pit(clockwork.pit.due_ns().filter(|_| runs));
+    }
+
+    pub(crate) fn save_pit(&self) -> Pit {
+        lock(&self.clockwork).pit.saved(now_ns())
+    }
+
+    pub(crate) fn restore_pit(&self, pit: Pit) {
+        lock(&self.clockwork).pit = pit.restored(now_ns());
     }
 
     fn serve(&self) {

@@ -49,6 +49,7 @@ const SOFTWARE_ENABLE: u32 = 1 << 8;
 /// Bits of an entry of the local vector table.
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_LEVEL: u32 = 1 << 15;
+const LVT_EXTERNAL: u32 = 7 << 8;
 const TIMER_PERIODIC: u32 = 1 << 17;
 /// What the guest may write to an entry: of the timer, of a pin, of an error.
 const LVT_TIMER_BITS: u32 = 0x0003_00ff;
@@ -206,6 +207,18 @@ impl LocalApic {
         }
         self.set(register::REQUESTED, vector, true);
         self.set(register::TRIGGER_MODE, vector, trigger == Trigger::Level);
+    }
+
+    /// As firmware leaves the first processor's: interrupts of the old controller reach it through LINT0. MP specification 1.4, "Virtual Wire
+    /// Mode".
+    pub const fn wire_old_controller(&mut self) {
+        self.registers[register::LVT_LINT0] = LVT_EXTERNAL;
+    }
+
+    /// Do interrupts of the old controller reach it?
+    #[must_use]
+    pub const fn takes_external(&self) -> bool {
+        self.registers[register::LVT_LINT0] & (LVT_MASKED | LVT_EXTERNAL) == LVT_EXTERNAL
     }
 
     /// What a pin that becomes active does; `None`: nothing, or it was a vector, which is requested now.

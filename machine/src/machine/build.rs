@@ -5,7 +5,7 @@ use crate::boot::{self, MmioPlace, map};
 use crate::bus::{Bus, Buses};
 use crate::console::{Console, ConsoleInput, NoInput};
 use crate::devices::virtio::{Backend, Block, Entropy, MMIO_BYTES, NOTIFY_OFFSET, Transport};
-use crate::devices::{Device, Rtc, SerialPort, ShutdownPorts, ShutdownSink};
+use crate::devices::{Device, LegacyPorts, Rtc, SerialPort, ShutdownPorts, ShutdownSink};
 use crate::host;
 use crate::interrupts::Driver;
 use crate::memory::GuestRam;
@@ -52,7 +52,7 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
     let sink: Arc<dyn ShutdownSink> = Arc::clone(&exits) as _;
     let devices = match &config.part {
         Some(Part { devices: false, elsewhere, .. }) => Devices::elsewhere(elsewhere),
-        _ => build_devices(&vm, &ram, &spec, &console, &sink)?,
+        _ => build_devices(&vm, &ram, &spec, &console, &sink, interrupts.as_ref())?,
     };
 
     let supported = cpuid::supported(&kvm)?;
@@ -118,6 +118,7 @@ fn build_devices(
     spec: &MachineSpec,
     console: &Arc<Console>,
     sink: &Arc<dyn ShutdownSink>,
+    interrupts: Option<&Arc<Driver>>,
 ) -> Result<Devices, MachineError> {
     let serial = Arc::new(SerialPort::new(vm.interrupt(map::SERIAL_IRQ)?, Arc::clone(console))?);
     let rtc: Arc<dyn Device> = Arc::new(Rtc::new());
@@ -125,9 +126,19 @@ fn build_devices(
     let (mut ports, mut memory) = (Bus::default(), Bus::default());
     ports.insert(map::SERIAL_PORT, map::SERIAL_PORTS, Arc::clone(&serial) as _);
     ports.insert(map::RTC_PORT, 2, rtc);
-    for (port, length, device) in ShutdownPorts::all(sink) {
+    for (stretches, device) in ShutdownPorts::all(sink) {
         let device: Arc<dyn Device> = Arc::new(device);
-        ports.insert(u64::from(port), u64::from(length), Arc::clone(&device));
+        let first = stretches.iter().map(|(port, _)| *port).min().unwrap_or(0);
+        for (port, length) in stretches {
+            ports.insert_at(*port, *length, port - first, Arc::clone(&device));
+        }
+        all.push(device);
+    }
+    if let Some(driver) = interrupts {
+        let device: Arc<dyn Device> = Arc::new(LegacyPorts::new(Arc::clone(driver)));
+        for (port, length) in LegacyPorts::PORTS {
+            ports.insert_at(port, length, port, Arc::clone(&device));
+        }
         all.push(device);
     }
     let mut places = Vec::new();

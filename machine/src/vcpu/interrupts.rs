@@ -126,7 +126,7 @@ impl UserSide {
     fn is_awake(&self, slot: &Slot) -> bool {
         match self.activity {
             Activity::Runs => true,
-            Activity::Halted { interrupts } => slot.non_maskable || interrupts && slot.apic.pending().is_some(),
+            Activity::Halted { interrupts } => slot.non_maskable || interrupts && slot.has_interrupt(),
             Activity::WaitsForStart => false,
         }
     }
@@ -152,9 +152,19 @@ impl UserSide {
         let run = fd.get_kvm_run();
         // A processor that halted with interrupts on has nothing that could come before.
         let is_ready = run.ready_for_interrupt_injection != 0 || self.activity == Activity::Halted { interrupts: true };
-        let vector = if is_ready && !non_maskable { slot.apic.take() } else { None };
-        let (more, cr8, due_ns) = (slot.apic.pending().is_some(), slot.apic.task_class(), slot.apic.timer_due_ns());
+        let takes = is_ready && !non_maskable;
+        // Before the APIC's, as KVM does it: it is no matter of priority.
+        let external = takes && slot.take_external();
+        let mut vector = if takes && !external { slot.apic.take() } else { None };
+        let (more, cr8, due_ns) = (slot.has_interrupt(), slot.apic.task_class(), slot.apic.timer_due_ns());
         drop(slot);
+        if external {
+            vector = driver.controller().acknowledge(self.index);
+            if vector.is_none() {
+                // It has gone: as if it had never been there.
+                return Ok(Turn::Slept);
+            }
+        }
         self.activity = Activity::Runs;
         self.cr8 = cr8;
         run.cr8 = u64::from(cr8);

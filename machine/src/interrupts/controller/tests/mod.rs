@@ -142,3 +142,35 @@ fn an_edge_of_a_device_comes_once_for_each_pulse() {
     controller.pulse(9);
     assert_eq!(kicked.lock().unwrap().as_slice(), [0, 0], "a masked line says nothing");
 }
+
+/// Sets the first PIC up for vectors from 0x30, with its line 4 open.
+fn begin_old_controllers(controller: &UserInterrupts) {
+    controller.write_pic(PicRegister::Command(0), 0x11);
+    [0x30, 4, 1, 0xef].into_iter().for_each(|value| controller.write_pic(PicRegister::Data(0), value));
+}
+
+#[test]
+fn old_interrupts_reach_the_first_vcpu_through_its_pin() {
+    let (controller, kicked) = enabled(2);
+    controller.pulse(4);
+    assert!(!controller.slot(0).has_interrupt(), "masked, as firmware leaves it");
+    begin_old_controllers(&controller);
+    controller.pulse(4);
+    controller.pulse(4);
+    assert_eq!(kicked.lock().unwrap().as_slice(), [0]);
+    assert!(!controller.slot(1).has_interrupt());
+    assert!(controller.slot(0).take_external());
+    assert_eq!((controller.acknowledge(0), controller.acknowledge(0)), (Some(0x34), None));
+    // LINT0 masked: it waits until it is not.
+    controller.write_local(0, 0x350, 0x1_0700, 0);
+    controller.write_pic(PicRegister::Command(0), 0x20);
+    controller.pulse(4);
+    assert!(!controller.slot(0).has_interrupt());
+    controller.write_local(0, 0x350, 0x700, 0);
+    assert!(controller.slot(0).has_interrupt());
+    // Restored elsewhere: told again there.
+    let restored = UserInterrupts::new(2, None);
+    restored.restore_pics(controller.save_pics());
+    assert!(restored.slot(0).take_external());
+    assert_eq!(restored.acknowledge(0), Some(0x34));
+}

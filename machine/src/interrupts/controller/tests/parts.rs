@@ -45,7 +45,11 @@ impl Elsewhere for Sender {
     fn end_of_interrupt(&self, vector: u8) {
         self.send(0, Letter::EndOfInterrupt(vector));
     }
-    fn read(&self, _: u8, _: Space, _: u64, _: &mut [u8]) {}
+    // As another part's device does it: the old controllers of this one have something at 0x34.
+    fn read(&self, _: u8, space: Space, address: u64, data: &mut [u8]) {
+        assert_eq!((space, address), (Space::Ports, ACKNOWLEDGE_PORT));
+        data.copy_from_slice(&[0x34, 1]);
+    }
     fn write(&self, _: u8, _: Space, _: u64, _: &[u8]) {}
 }
 
@@ -207,4 +211,28 @@ proptest! {
         taken.sort_unstable();
         prop_assert_eq!(taken, (0x20..next).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn old_interrupts_go_to_the_first_vcpu_wherever_it_is() {
+    let parts = Parts::new();
+    begin_old_controllers(&parts.parts[0]);
+    // It leaves while its interrupt is on the way to it.
+    parts.parts[0].pulse(4);
+    assert!(parts.parts[0].slot(0).has_interrupt());
+    parts.parts[0].leave(0);
+    parts.parts[1].expect(0);
+    parts.post.owners.lock().unwrap()[0] = 1;
+    parts.parts[1].slot(0).apic.wire_old_controller();
+    parts.parts[1].come(0);
+    assert!(!parts.parts[1].slot(0).has_interrupt());
+    parts.bring_all();
+    assert!(parts.parts[1].slot(0).take_external(), "it is told again where it is");
+    assert_eq!(parts.parts[1].acknowledge(0), Some(0x34));
+    assert_eq!(parts.parts[0].acknowledge(0), Some(0x34));
+    // The next goes there at once.
+    parts.parts[0].write_pic(PicRegister::Command(0), 0x20);
+    parts.parts[0].pulse(4);
+    parts.bring_all();
+    assert!(parts.parts[1].slot(0).take_external());
 }
