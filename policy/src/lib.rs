@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod filter;
+mod pieces;
 mod score;
 
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::{cmp::Ordering, collections::BTreeMap};
 use vmotion_model::{ByteSize, CpuModel, DatacenterName, Host, HostName, Judgement, Placement, Verdict};
 
 pub use filter::VCPUS_PER_THREAD_MAX;
+pub use pieces::{Insight, Picture, Waits, look};
 
 /// Which hosts are wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
