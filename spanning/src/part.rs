@@ -88,8 +88,12 @@ pub enum HomeError {
         source: RelocationError,
     },
     /// It is still on its way.
-    #[error("The home of {shard} has not arrived at {to} within {patience:?}")]
+    #[error(
+        "The home of {shard} has not arrived at {to} within {patience:?}, after {given} others; it can be tried again"
+    )]
     Late {
+        /// How many went before it.
+        given: usize,
         /// Of which 2 MiB.
         shard: ShardNumber,
         /// Where it is to go.
@@ -312,7 +316,7 @@ impl SpanningPart {
                     Err(source) => return Err(HomeError::Refused { shard, source }),
                 }
                 if Instant::now() > until {
-                    return Err(HomeError::Late { shard, to, patience });
+                    return Err(HomeError::Late { given, shard, to, patience });
                 }
                 thread::sleep(LOOK_AGAIN);
             }

@@ -300,7 +300,7 @@ impl<C: Clone + Eq> Home<C> {
     }
 
     /// It is the writer, or is becoming it. Only then has it bytes that are not here.
-    fn writes(&self, host: HostId) -> bool {
+    pub(super) fn writes(&self, host: HostId) -> bool {
         match self.phase {
             Phase::Granting { to, access } if to == host => access == Access::Write,
             _ => self.entry.copies == Copies::Owned(host),

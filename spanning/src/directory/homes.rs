@@ -300,6 +300,16 @@ impl<C: Clone + Eq> Homes<C> {
         (None, rest.next().map(|(shard, _)| *shard))
     }
 
+    /// Pages with their home here that are lost if `host` is: nobody else has what was last written there.
+    #[must_use]
+    pub fn only_at(&self, host: HostId) -> usize {
+        let pages = self.shards.values().filter_map(|shard| match shard {
+            Shard::Here { pages, .. } => Some(pages.values()),
+            Shard::Elsewhere(_) => None,
+        });
+        pages.flatten().filter(|home| home.writes(host)).count()
+    }
+
     #[cfg(test)]
     pub(super) fn home_mut(&mut self, page: PageNumber) -> Option<&mut Home<C>> {
         match self.shards.get_mut(&ShardNumber::of(page)) {

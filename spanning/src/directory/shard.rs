@@ -73,6 +73,12 @@ impl Table {
         self.routes.iter().find(|(_, route)| route.home == host).map(|(shard, _)| *shard)
     }
 
+    /// Shards whose homes are at `host`, as far as is known.
+    #[must_use]
+    pub fn homes_at(&self, host: HostId) -> usize {
+        self.routes.values().filter(|route| route.home == host).count()
+    }
+
     /// Takes what the store or a redirection says, if it is news. Two relocations may be heard of in the wrong order.
     pub fn learn(&mut self, shard: ShardNumber, route: Route) {
         let known = self.routes.entry(shard).or_insert(route);

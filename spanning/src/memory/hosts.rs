@@ -145,7 +145,22 @@ impl NodeControl {
     }
 }
 
+/// What of a machine's memory goes with a host, as far as another one knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loss {
+    /// Shards whose homes are there: what is known of all their pages.
+    pub homes: usize,
+    /// Pages with their home here of which only that host has the bytes.
+    pub pages: usize,
+}
+
 impl MemoryNode {
+    /// What is lost with `host`.
+    #[must_use]
+    pub fn loss_with(&self, host: HostId) -> Loss {
+        Loss { homes: self.table.homes_at(host), pages: self.homes.only_at(host) }
+    }
+
     pub(super) fn admit(&mut self, host: HostId, out: &mut dyn Outgoing) {
         if host == self.host || self.link(host).is_some() || matches!(self.life, Life::Fenced | Life::Stopped) {
             return;

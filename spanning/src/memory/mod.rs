@@ -44,7 +44,7 @@ pub use bytes::PageBytes;
 use control::Command;
 pub use control::{Gone, NodeControl, RelocationError, ShardRegistry};
 pub use error::{NodeError, PeerError};
-pub use hosts::{Mention, Staying};
+pub use hosts::{Loss, Mention, Staying};
 pub use hot::HotPages;
 pub use link::Traffic;
 pub use node::{MemoryNode, NodeConfig};

@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 use thiserror::Error;
-use vmotion_transport::ExpectedPeer;
+use vmotion_transport::{ExpectedPeer, Principal};
 
 /// Where other hosts are, and who they must be.
 pub(super) type Addresses = Mutex<BTreeMap<HostId, (SocketAddr, ExpectedPeer)>>;
@@ -144,9 +144,13 @@ impl SpanningPart {
     /// has returned, the other may be given pieces. Asked again, only its address is looked at.
     pub fn connect(&self, OtherHost { id, address, expected }: OtherHost) {
         let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = match &expected {
+            ExpectedPeer::Exactly(Principal::Host(name)) => name.to_string(),
+            _ => id.number().to_string(),
+        };
         // Both fail only when the part has ended.
         let _: Result<(), Gone> = self.memory.admit(id);
-        let _: Option<()> = self.orders.ask(|reply| Order::Admit(id, reply));
+        let _: Option<()> = self.orders.ask(|reply| Order::Admit(id, name, reply));
         match addresses.insert(id, (address, expected.clone())) {
             Some(known) if known == (address, expected.clone()) => {}
             Some((_, known)) if known == expected => self.mesh.move_peer(peer_of(id), address),

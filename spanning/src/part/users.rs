@@ -5,7 +5,7 @@ use crate::{
     clock::ClockUser,
     directory::{HostId, HostSet},
     host_of,
-    memory::MemoryNode,
+    memory::{Loss, MemoryNode},
     peer_of,
     vcpus::VcpuUser,
 };
@@ -33,7 +33,8 @@ pub(super) type Unsaid = Result<(HostSet, usize), u8>;
 
 /// What other threads want.
 pub(super) enum Order {
-    Admit(HostId, SyncSender<()>),
+    /// It comes under this name.
+    Admit(HostId, String, SyncSender<()>),
     Dismiss(HostId, SyncSender<()>),
     Leave(SyncSender<Unsaid>),
     /// This host has left: who is silent is no loss of it.
@@ -67,6 +68,8 @@ pub(super) struct Users {
     bell: Arc<OwnedFd>,
     /// The other hosts of the machine: nobody else is heard.
     hosts: HostSet,
+    /// What operators call them.
+    names: BTreeMap<Peer, String>,
     lease: Duration,
     /// Hosts that were here and are not, and since when.
     silent: BTreeMap<Peer, Instant>,
@@ -92,6 +95,7 @@ impl Users {
             orders: to_obey,
             bell: Arc::clone(&bell),
             hosts,
+            names: BTreeMap::new(),
             lease,
             silent,
             has_left: false,
@@ -107,13 +111,15 @@ impl Users {
         while let Ok(order) = self.orders.try_recv() {
             // Who asked may have gone; so may the reply.
             match order {
-                Order::Admit(host, reply) => {
+                Order::Admit(host, name, reply) => {
                     self.hosts = self.hosts.with(host);
+                    self.names.insert(peer_of(host), name);
                     self.letters.admit(peer_of(host), out);
                     let _ = reply.try_send(());
                 }
                 Order::Dismiss(host, reply) => {
                     self.hosts = self.hosts.without(host);
+                    self.names.remove(&peer_of(host));
                     self.letters.remove(peer_of(host));
                     self.clock.forget(peer_of(host));
                     self.silent.remove(&peer_of(host));
@@ -145,13 +151,25 @@ impl Users {
         let Some(peer) = lost else { return };
         self.silent.clear();
         if let Some(machine) = self.machine.upgrade() {
-            let text = format!(
-                "host {} of this machine has been silent for {:?}: its vCPUs, and pages that only it had, are lost",
-                peer.0, self.lease
-            );
+            let text = self.obituary(peer);
             tracing::error!("{text}");
             machine.end(ExitReason::InternalError { text });
         }
+    }
+
+    /// What is lost with a host, as far as this one knows.
+    fn obituary(&self, peer: Peer) -> String {
+        let name = self.names.get(&peer).cloned().unwrap_or_else(|| format!("number {}", peer.0));
+        let mut lost = Vec::new();
+        if let Ok(host) = host_of(peer) {
+            let vcpus: Vec<_> = self.letters.vcpus_on(host).iter().map(|vcpu| format!("vcpu{vcpu}")).collect();
+            let Loss { homes, pages } = self.node.loss_with(host);
+            lost.extend((!vcpus.is_empty()).then(|| vcpus.join(", ")));
+            lost.extend((homes > 0).then(|| format!("the homes of {homes} times 2 MiB")));
+            lost.extend((pages > 0).then(|| format!("{pages} pages with their home here that only it had")));
+        }
+        let lost = if lost.is_empty() { "nothing that this host knows of".to_owned() } else { lost.join("; ") };
+        format!("the machine lost its host {name}, which was silent for {:?}, and with it {lost}", self.lease)
     }
 
     fn user_of(&mut self, stream: StreamNumber) -> &mut dyn MeshUser {

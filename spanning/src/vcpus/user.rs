@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, mpsc::Sender},
     time::Instant,
 };
-use vmotion_machine::{ExitReason, Machine};
+use vmotion_machine::{ExitReason, Machine, VcpuSet};
 use vmotion_model::Epoch;
 use vmotion_transport::{
     mesh::{MeshUser, Outgoing, Peer, StreamNumber},
@@ -48,6 +48,11 @@ impl VcpuUser {
         pieces: Sender<(HostId, Letter)>,
     ) -> Self {
         Self { desk, machine, accesses, pieces, posts: BTreeMap::new(), addressed: BTreeMap::new() }
+    }
+
+    /// The vCPUs on `host`, as far as is known.
+    pub fn vcpus_on(&self, host: HostId) -> VcpuSet {
+        (0u8..).zip(self.desk.placements()).filter(|(_, at)| at.host == host).map(|(vcpu, _)| vcpu).collect()
     }
 
     /// A host that letters go to from the beginning, connected or not.
