@@ -1,115 +1,42 @@
-//! Machines that span two hosts, each with a process, an agent and memory of its own: created, looked at, their pieces moved, stopped, removed, and
-//! what happens when a host is lost.
+//! Machines that span hosts, each with a process, an agent and memory of its own: created, looked at, their pieces moved, stopped, removed.
 
 #![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
 
 mod harness;
 
-use harness::{World, key, kill, name, process_of, scenario};
+use harness::{SpannedMachine, key, name, scenario};
 use std::time::{Duration, Instant};
-use vmotion_api::{ClientError, CreateRequest, MachineView, MoveCommand, MovePiece, SpreadRequest};
-use vmotion_model::{
-    ByteSize, ErrorCode, HostName, InterruptController, MachineName, MachineSpec, MachineState, MoveRequest, PieceMoved,
-};
+use vmotion_api::{ClientError, CreateRequest, MoveCommand, ShapeChange};
+use vmotion_model::{ErrorCode, InterruptController, MachineSpec, MachineState, MoveOutcome, MoveRequest, Step};
 use vmotion_probe_guest::{CommandLine, Program};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const LEASE: Duration = Duration::from_secs(10);
 
-struct Spanning {
-    world: World,
-    machine: MachineName,
+/// Two vCPUs and half of the memory on each of two hosts.
+async fn create(cmdline: &CommandLine) -> SpannedMachine {
+    SpannedMachine::create(LEASE, &["h1", "h2"], None, 4, cmdline).await
 }
 
-fn hosts() -> Vec<HostName> {
-    vec![name("h1"), name("h2")]
-}
-
-fn spec(world: &World, cmdline: &CommandLine) -> MachineSpec {
-    let interrupts = InterruptController::User;
-    let cmdline = cmdline.clone().poweroff(0x600, 0x34).heartbeat_ms(100).to_string();
-    MachineSpec { cpus: 4, interrupts, ..world.spec("big1", ByteSize::mib(64), &cmdline) }
-}
-
-impl Spanning {
-    /// Two vCPUs and half of the memory on each host.
-    async fn create(peer_timeout: Duration, cmdline: &CommandLine) -> Self {
-        let world = World::start(peer_timeout, None).await;
-        let request =
-            CreateRequest { spec: spec(&world, cmdline), on: None, from: None, span: hosts(), dry_run: false };
-        let view = world.client.create(&request, &key()).await.unwrap();
-        assert_eq!(view.state, MachineState::Running, "{view:?}");
-        Self { world, machine: name("big1") }
-    }
-
-    async fn view(&self) -> MachineView {
-        self.world.client.machine(&self.machine).await.unwrap()
-    }
-
-    async fn pieces(&self) -> Vec<String> {
-        self.view().await.pieces.iter().map(|piece| format!("{} {}", piece.name, piece.host)).collect()
-    }
-
-    async fn give(&self, piece: &str, to: &str) -> Result<PieceMoved, ClientError> {
-        let request = MovePiece { piece: piece.parse().unwrap(), to: name(to) };
-        self.world.client.move_piece(&self.machine, &request).await
-    }
-
-    fn console(&self) -> String {
-        let log = self.world.machine_directory("h1", &self.machine).join("console.log");
-        String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
-    }
-
-    async fn wait_until_it_stands(&self) -> MachineView {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let view = self.view().await;
-            if matches!(view.state, MachineState::Stopped | MachineState::Failed) {
-                return view;
-            }
-            assert!(Instant::now() < deadline, "{view:?}: {}", self.console());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// The guest powers itself off, and has found nothing wrong.
-    async fn comes_to_a_good_end(self) {
-        let view = self.wait_until_it_stands().await;
-        assert!(view.reason.unwrap().contains("powered off"));
-        let console = self.console();
-        assert!(console.contains("errors=0") && console.contains("lost=0"), "{console}");
-        self.end().await;
-    }
-
-    async fn end(self) {
-        self.world.client.remove(&self.machine).await.unwrap();
-        for host in ["h1", "h2"] {
-            assert!(self.world.status(host, &self.machine).await.is_none(), "{host} has something left");
-        }
-        assert!(self.world.client.machines().await.unwrap().is_empty());
-        self.world.stop().await;
-    }
+fn words(steps: &[vmotion_model::StepReport]) -> Vec<String> {
+    steps.iter().map(|step| step.step.to_string()).collect()
 }
 
 #[test]
 fn pieces_of_a_running_machine_move_and_its_guest_finds_nothing_wrong() {
     scenario("pieces_of_a_running_machine_move_and_its_guest_finds_nothing_wrong", async {
         let cmdline = CommandLine::new().program(Program::Litmus).seconds(8);
-        let spanning = Spanning::create(Duration::from_secs(10), &cmdline).await;
+        let spanning = create(&cmdline).await;
         assert_eq!(spanning.pieces().await, ["vcpu0 h1", "vcpu1 h1", "vcpu2 h2", "vcpu3 h2", "mem0 h1", "mem1 h2"]);
         let mut moved = 0;
         while spanning.view().await.state == MachineState::Running && moved < 24 {
             for (piece, to) in
                 [("vcpu1", "h2"), ("mem0", "h2"), ("vcpu3", "h1"), ("vcpu1", "h1"), ("mem0", "h1"), ("vcpu3", "h2")]
             {
-                match spanning.give(piece, to).await {
-                    Ok(answer) => {
-                        assert_eq!((answer.piece.host, answer.pause_ms > 0.0), (name(to), piece.starts_with("vcpu")));
-                        moved += 1;
-                    }
-                    // The guest has ended meanwhile.
-                    Err(error) => {
-                        assert_ne!(spanning.view().await.state, MachineState::Running, "{piece} {to}: {error}")
-                    }
+                if let Some(operation) = spanning.give(piece, to).await {
+                    assert_eq!(operation.steps.len(), 1, "{:?}", words(&operation.steps));
+                    let done = operation.steps[0].done.unwrap();
+                    assert_eq!((operation.target, done.pause_ms > 0.0), (name(to), piece.starts_with("vcpu")));
+                    moved += 1;
                 }
             }
         }
@@ -119,23 +46,84 @@ fn pieces_of_a_running_machine_move_and_its_guest_finds_nothing_wrong() {
 }
 
 #[test]
-fn a_machine_is_gathered_and_spread_again() {
-    scenario("a_machine_is_gathered_and_spread_again", async {
-        let cmdline = CommandLine::new().program(Program::Sort).working_set_bytes(2 << 20).seconds(10);
-        let spanning = Spanning::create(Duration::from_secs(10), &cmdline).await;
+fn hosts_join_and_leave_with_the_pieces_that_they_get_and_lose() {
+    scenario("hosts_join_and_leave_with_the_pieces_that_they_get_and_lose", async {
+        let cmdline = CommandLine::new().program(Program::Sort).working_set_bytes(2 << 20).seconds(20);
+        let spanning = SpannedMachine::create_over(LEASE, &["h1", "h2", "h3"], &["h1", "h2"], None, 4, &cmdline).await;
+        let client = &spanning.world.client;
         let begun = Instant::now();
         let mut times = 0;
-        while begun.elapsed() < Duration::from_secs(6) {
-            let client = &spanning.world.client;
-            let gathered = client.spread(&spanning.machine, &SpreadRequest { over: vec![name("h1")] }).await.unwrap();
-            assert_eq!(gathered.len(), 3);
+        while begun.elapsed() < Duration::from_secs(12) {
+            let Some(joined) = spanning.give("vcpu3", "h3").await else { break };
+            assert_eq!(words(&joined.steps), ["h3 joins", "vcpu3 goes from h2 to h3"]);
+            let plan = client.reshape_dry_run(&spanning.machine, ShapeChange::Gather { to: "dc1".to_owned() }).await;
+            let plan = plan.unwrap().steps;
+            assert_eq!(plan.iter().filter(|step| matches!(step, Step::Leave { .. })).count(), 2, "{plan:?}");
+            let gathered = spanning.change(ShapeChange::Gather { to: "h1".to_owned() }).await.unwrap();
+            assert_eq!(gathered.outcome, Some(MoveOutcome::Moved), "{gathered:?}");
             assert!(spanning.pieces().await.iter().all(|piece| piece.ends_with(" h1")));
-            let spread = client.spread(&spanning.machine, &SpreadRequest { over: hosts() }).await.unwrap();
-            assert_eq!(spread.len(), 3);
+            let members = client.shape(&spanning.machine).await.unwrap().members;
+            assert_eq!(members.len(), 1, "{members:?}");
+            for host in ["h2", "h3"] {
+                assert!(spanning.world.status(host, &spanning.machine).await.is_none(), "{host} has something left");
+            }
+            let over = vec![name("h1"), name("h2")];
+            let spread = spanning.change(ShapeChange::Spread { over }).await.unwrap();
+            assert_eq!(spread.outcome, Some(MoveOutcome::Moved), "{spread:?}");
             times += 1;
         }
-        assert!(times >= 3, "only {times} times");
+        assert!(times >= 2, "only {times} times");
         spanning.comes_to_a_good_end().await;
+    });
+}
+
+#[test]
+fn a_change_that_is_cancelled_leaves_a_machine_that_runs_and_no_empty_host() {
+    scenario("a_change_that_is_cancelled_leaves_a_machine_that_runs_and_no_empty_host", async {
+        let cmdline = CommandLine::new().program(Program::Litmus).seconds(10);
+        let spanning = SpannedMachine::create_over(LEASE, &["h1", "h2", "h3"], &["h1", "h2"], None, 4, &cmdline).await;
+        let client = &spanning.world.client;
+        let over = vec![name("h3"), name("h2")];
+        let operation = client.reshape(&spanning.machine, ShapeChange::Spread { over }, &key()).await.unwrap();
+        let busy = spanning.change(ShapeChange::Gather { to: "h1".to_owned() }).await.unwrap_err().into_api_error();
+        assert!(busy.message.contains("is being moved by"), "{busy}");
+        client.cancel(&operation.id).await.unwrap();
+        let over = spanning.world.wait_for_outcome(&operation, Duration::from_secs(30)).await;
+        assert_eq!(over.outcome, Some(MoveOutcome::Cancelled), "{over:?}");
+        // What had moved by then stays there, and who has nothing leaves.
+        let members = client.shape(&spanning.machine).await.unwrap().members;
+        for member in &members {
+            assert!(member.devices || !member.pieces.is_empty(), "{members:?}");
+        }
+        assert_eq!(members.iter().map(|member| member.pieces.len()).sum::<usize>(), 6);
+        spanning.comes_to_a_good_end().await;
+    });
+}
+
+#[test]
+fn vcpus_that_share_a_page_are_advised_to_come_together() {
+    scenario("vcpus_that_share_a_page_are_advised_to_come_together", async {
+        let cmdline = CommandLine::new().program(Program::Mutex);
+        let spanning = SpannedMachine::create(LEASE, &["h1", "h2"], None, 2, &cmdline).await;
+        let client = &spanning.world.client;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let seen = loop {
+            let seen = client.shape(&spanning.machine).await.unwrap();
+            if !seen.advice.is_empty() {
+                break seen;
+            }
+            assert!(Instant::now() < deadline, "{seen:?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        assert!(seen.remote_faults_per_s > 0.0 && !seen.hottest.is_empty(), "{seen:?}");
+        assert_eq!(seen.sharing[0].one.to_string(), "vcpu0");
+        let advised = spanning.change(ShapeChange::Advised).await.unwrap();
+        assert_eq!(advised.outcome, Some(MoveOutcome::Moved), "{advised:?}");
+        let pieces = spanning.pieces().await;
+        let host = |piece: &str| pieces.iter().find_map(|at| at.strip_prefix(piece).map(str::to_owned));
+        assert_eq!(host("vcpu0 "), host("vcpu1 "), "{pieces:?}");
+        client.stop(&spanning.machine).await.unwrap();
+        spanning.end().await;
     });
 }
 
@@ -143,26 +131,30 @@ fn a_machine_is_gathered_and_spread_again() {
 fn what_cannot_be_is_refused_by_name() {
     scenario("what_cannot_be_is_refused_by_name", async {
         let cmdline = CommandLine::new().program(Program::Count);
-        let spanning = Spanning::create(Duration::from_secs(10), &cmdline).await;
+        let spanning = create(&cmdline).await;
         let refusal = |error: ClientError| error.into_api_error();
-        let unknown = refusal(spanning.give("vcpu9", "h2").await.unwrap_err());
+        let piece = |piece: &str, to: &str| ShapeChange::Piece { piece: piece.parse().unwrap(), to: to.to_owned() };
+        let unknown = refusal(spanning.change(piece("vcpu9", "h2")).await.unwrap_err());
         assert_eq!((unknown.code, unknown.message.contains("vcpu9")), (ErrorCode::NotFound, true), "{unknown}");
-        let there = refusal(spanning.give("vcpu0", "h1").await.unwrap_err());
+        let there = refusal(spanning.change(piece("vcpu0", "h1")).await.unwrap_err());
         assert_eq!((there.code, there.message.contains("is on h1 already")), (ErrorCode::Conflict, true), "{there}");
-        let elsewhere = refusal(spanning.give("mem0", "h3").await.unwrap_err());
-        assert!(elsewhere.message.contains("these are h1, h2"), "{elsewhere}");
+        let elsewhere = refusal(spanning.change(piece("mem0", "h3")).await.unwrap_err());
+        assert!(elsewhere.message.contains("No host or datacenter is named"), "{elsewhere}");
+        let nowhere = refusal(spanning.change(ShapeChange::Spread { over: Vec::new() }).await.unwrap_err());
+        assert!(nowhere.message.contains("over names no host"), "{nowhere}");
         let whole = MoveCommand {
             machine: spanning.machine.clone(),
             to: "h2".to_owned(),
             request: MoveRequest::default(),
             dry_run: false,
         };
-        let whole = refusal(spanning.world.client.start_move(&whole, &key()).await.unwrap_err());
-        assert!(whole.message.contains("spans several hosts"), "{whole}");
         let client = &spanning.world.client;
+        let whole = refusal(client.start_move(&whole, &key()).await.unwrap_err());
+        assert!(whole.message.contains("spans several hosts"), "{whole}");
         let of = |change: fn(&mut CreateRequest)| {
-            let spec = MachineSpec { name: name("big2"), ..spec(&spanning.world, &CommandLine::new()) };
-            let mut request = CreateRequest { spec, on: None, from: None, span: hosts(), dry_run: false };
+            let spec = MachineSpec { name: name("big2"), ..spanning.spec(&CommandLine::new()) };
+            let span = vec![name("h1"), name("h2")];
+            let mut request = CreateRequest { spec, on: None, from: None, span, dry_run: false };
             change(&mut request);
             request
         };
@@ -177,22 +169,8 @@ fn what_cannot_be_is_refused_by_name() {
         }
         assert_eq!(client.machines().await.unwrap().len(), 1);
         assert_eq!(client.stop(&spanning.machine).await.unwrap().state, MachineState::Stopped);
-        spanning.end().await;
-    });
-}
-
-#[test]
-fn a_machine_that_loses_a_host_stops_on_the_others_and_says_why() {
-    scenario("a_machine_that_loses_a_host_stops_on_the_others_and_says_why", async {
-        let cmdline = CommandLine::new().program(Program::Mutex);
-        let spanning = Spanning::create(Duration::from_secs(2), &cmdline).await;
-        spanning.world.wait_for_console(&spanning.machine, "READY").await;
-        kill(process_of(&spanning.world.machine_directory("h2", &spanning.machine)).unwrap());
-        let view = spanning.wait_until_it_stands().await;
-        let reason = view.reason.unwrap();
-        assert!(reason.contains("host 1 of this machine has been silent for 2s"), "{reason}");
-        let console = spanning.console();
-        assert!(!console.contains("V cpu=") && !console.contains("PANIC"), "{console}");
+        let stopped = refusal(spanning.change(piece("vcpu0", "h2")).await.unwrap_err());
+        assert!(stopped.message.contains("only pieces of a running machine"), "{stopped}");
         spanning.end().await;
     });
 }

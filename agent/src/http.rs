@@ -19,7 +19,7 @@ use axum::{
 use std::sync::Arc;
 use vmotion_api::{
     Caller, ConsoleQuery, HostReport, IncomingReady, IncomingRequest, Json, MoveReport, OutgoingRequest, PartAnswer,
-    PartOrder, PartReady, PartRequest, Problem, SnapshotRequest, StartRequest,
+    PartOrder, PartReady, PartRequest, PartState, Problem, SnapshotRequest, StartRequest,
 };
 use vmotion_model::{ApiError, ErrorCode, MachineName, MachineStatus, MoveId, MoveLimit};
 use vmotion_transport::Principal;
@@ -41,7 +41,7 @@ fn routes() -> Vec<Route> {
         ("/v1/machines/{name}", &["get", "put", "delete"], get(machine).put(start).delete(remove)),
         ("/v1/machines/{name}/stop", &["post"], post(stop)),
         ("/v1/machines/{name}/snapshot", &["post"], post(snapshot)),
-        ("/v1/machines/{name}/part", &["put"], put(part)),
+        ("/v1/machines/{name}/part", &["get", "put"], get(part_state).put(part)),
         ("/v1/machines/{name}/part/orders", &["post"], post(order)),
         ("/v1/machines/{name}/incoming", &["put"], put(incoming)),
         ("/v1/machines/{name}/outgoing", &["put"], put(outgoing)),
@@ -161,6 +161,13 @@ async fn snapshot(State(shared): App, Path(name): Path<String>, Json(request): J
 async fn part(State(shared): App, Path(name): Path<String>, Json(request): Json<PartRequest>) -> Answer<PartReady> {
     same_name(&name, &request.spec.name)?;
     Ok(Json(shared.supervisor.part(request).await?))
+}
+
+/// The part of a machine that is here, and what it did lately
+#[utoipa::path(get, path = "/v1/machines/{name}/part", tag = "machines", params(("name" = String, Path, description = "Machine")),
+    responses((status = 200, description = "The part", body = PartState), (status = "default", description = "What went wrong", body = ApiError)))]
+async fn part_state(State(shared): App, Path(name): Path<String>) -> Answer<PartState> {
+    Ok(Json(shared.supervisor.part_state(&name_of(&name)?).await?))
 }
 
 /// Has the part of a machine that is here do something: join the others, run, give a piece away

@@ -16,11 +16,11 @@ use std::{
 use tokio::sync::Mutex;
 use vmotion_api::{
     IncomingReady, IncomingRequest, MoveReport, OutgoingRequest, PartAnswer, PartOrder, PartReady, PartRequest,
-    StartRequest,
+    PartState, StartRequest,
 };
 use vmotion_model::{
     ApiError, ByteSize, Epoch, ErrorCode, HostName, MachineName, MachineSpec, MachineState, MachineStatus, MoveId,
-    MoveLimit,
+    MoveLimit, PartFigures,
 };
 
 /// A machine process that is not ready by then has failed. Booting copies a kernel; huge pages take a while to clear.
@@ -179,8 +179,9 @@ impl Supervisor {
 
     /// Prepares a part of a machine; the same request again finds the process that is prepared already.
     pub(crate) async fn part(&self, request: PartRequest) -> Result<PartReady, ApiError> {
-        let PartRequest { spec, epoch, hosts, slices, ticket } = request;
+        let PartRequest { spec, epoch, members, slices, ticket, vcpus } = request;
         spec.validate().map_err(|error| ApiError::new(ErrorCode::Invalid, error.to_string()))?;
+        let hosts: Vec<HostName> = members.iter().map(|member| member.host.clone()).collect();
         spec.validate_span(&hosts).map_err(|error| ApiError::new(ErrorCode::Invalid, error))?;
         let _admission = self.admission.lock().await;
         let directory = self.directory(&spec.name);
@@ -193,14 +194,23 @@ impl Supervisor {
                 return Err(self.busy(&status));
             }
         }
-        self.check_room(&spec, hosts.len().max(1) as u64).await?;
+        // Who joins a machine that runs has nothing of it yet: whoever gives it pieces has looked.
+        let parts = if vcpus.is_some() { u64::MAX } else { hosts.len().max(1) as u64 };
+        self.check_room(&spec, parts).await?;
         let socket = self.bind()?;
         let port = socket.local_addr().map_err(|error| internal(&error))?.port();
-        let launch = self.launch(Purpose::Part(Share { hosts, slices, ticket }), spec, epoch);
+        let launch = self.launch(Purpose::Part(Share { members, slices, ticket, vcpus }), spec, epoch);
         self.spawn(&launch, Some(socket.into())).await?;
         let address = SocketAddr::new(self.address, port);
         directory.write_ready(&IncomingReady { address }).map_err(|error| internal(&error))?;
         Ok(PartReady { address })
+    }
+
+    /// The part of a machine that is here.
+    pub(crate) async fn part_state(&self, name: &MachineName) -> Result<PartState, ApiError> {
+        let figures: PartFigures = self.ask_living(name, &Command::PartFigures).await?;
+        let IncomingReady { address } = self.prepared_address(&self.directory(name))?;
+        Ok(PartState { address, figures })
     }
 
     /// Has a part of a machine do something.

@@ -2,7 +2,7 @@
 
 use crate::{
     client::{ClientError, HttpClient},
-    span::{PartAnswer, PartOrder, PartReady, PartRequest, part_path},
+    span::{PartAnswer, PartOrder, PartReady, PartRequest, PartState, part_path},
 };
 use bytes::Bytes;
 use futures::Stream;
@@ -202,6 +202,14 @@ impl AgentClient {
     /// [`ClientError`].
     pub async fn prepare_part(&self, request: &PartRequest) -> Result<PartReady, ClientError> {
         self.http.call(Method::PUT, &part_path(&request.spec.name), request).await
+    }
+
+    /// The part of a machine that is there, and what it did lately.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn part(&self, name: &MachineName) -> Result<PartState, ClientError> {
+        self.http.get(&part_path(name)).await
     }
 
     /// Has a part do something.

@@ -3,7 +3,7 @@
 use crate::{
     agent::{ConsoleQuery, Heartbeat, SnapshotRequest},
     client::{ClientError, HttpClient},
-    span::{ClaimRequest, Claimed, MovePiece, SpreadRequest},
+    span::{ClaimRequest, Claimed, ShapeChange, ShapePlan, ShapeRequest, SpanView, shape_path},
 };
 use bytes::Bytes;
 use futures::Stream;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 use vmotion_model::{
     Accuracy, Epoch, Host, HostName, MachineName, MachineSpec, MachineState, MoveId, MoveLimit, MoveOutcome,
-    MoveProgress, MoveRequest, MoveSummary, OwnerRecord, Piece, PieceMoved, Placement,
+    MoveProgress, MoveRequest, MoveSummary, OwnerRecord, Piece, Placement, StepReport,
 };
 use vmotion_transport::{ExpectedPeer, Identity};
 
@@ -115,6 +115,9 @@ pub struct Operation {
     /// What it waits for, while a host that is needed does not answer.
     #[serde(default)]
     pub note: Option<String>,
+    /// The steps of a change of where the pieces of a machine are; empty for a machine that moves as a whole.
+    #[serde(default)]
+    pub steps: Vec<StepReport>,
 }
 
 /// `POST /v1/owners/{machine}/cas`: replace `expected` by `wanted`. Answered with the record as it is afterwards.
@@ -183,20 +186,30 @@ impl ControllerClient {
         self.http.call(Method::POST, "/v1/machines", &request).await
     }
 
-    /// Moves a piece of a machine that spans several hosts.
+    /// How a machine gets on over its hosts.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn move_piece(&self, name: &MachineName, request: &MovePiece) -> Answer<PieceMoved> {
-        self.http.call(Method::POST, &format!("/v1/machines/{name}/pieces"), request).await
+    pub async fn shape(&self, name: &MachineName) -> Answer<SpanView> {
+        self.http.get(&shape_path(name)).await
     }
 
-    /// Spreads a machine over some of its hosts, or gathers it on one; the pieces that moved.
+    /// Begins to change where the pieces of a machine are; the same key with the same change has one effect.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn spread(&self, name: &MachineName, request: &SpreadRequest) -> Answer<Vec<PieceMoved>> {
-        self.http.call(Method::PUT, &format!("/v1/machines/{name}/pieces"), request).await
+    pub async fn reshape(&self, name: &MachineName, change: ShapeChange, key: &str) -> Answer<Operation> {
+        let request = ShapeRequest { change, dry_run: false };
+        self.http.post_once(&shape_path(name), &request, key).await
+    }
+
+    /// What such a change would do.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn reshape_dry_run(&self, name: &MachineName, change: ShapeChange) -> Answer<ShapePlan> {
+        let request = ShapeRequest { change, dry_run: true };
+        self.http.call(Method::POST, &shape_path(name), &request).await
     }
 
     /// A host claims a piece of a machine.

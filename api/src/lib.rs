@@ -21,6 +21,7 @@ pub use controller::{CasRequest, ControllerClient, CreateRequest, MachineView, M
 pub use problem::{Json, Problem};
 pub use server::{Caller, TlsListener, serve};
 pub use span::{
-    ClaimRequest, Claimed, MovePiece, PartAddress, PartAnswer, PartOrder, PartReady, PartRequest, SpreadRequest,
+    ClaimRequest, Claimed, MemberView, PartAddress, PartAnswer, PartMember, PartOrder, PartReady, PartRequest,
+    PartState, ShapeChange, ShapePlan, ShapeRequest, SpanView,
 };
 pub use vmotion_model::{Judgement, Placement, Verdict};

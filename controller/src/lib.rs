@@ -19,6 +19,7 @@ mod owners;
 mod placement;
 mod reconciler;
 mod records;
+mod shape;
 pub mod store;
 
 pub use error::ControllerError;

@@ -9,8 +9,8 @@ mod span;
 mod view;
 
 pub(crate) use drive::{drive, resume};
-pub(crate) use span::{claim, move_piece, spread};
-pub(crate) use view::{list, view};
+pub(crate) use span::{claim, give, join, leave, pieces};
+pub(crate) use view::{in_words, list, view};
 
 use crate::{
     app::App,

@@ -51,15 +51,12 @@ async fn load_movable(app: &App, name: &MachineName) -> Result<Movable, ApiError
     let machine = load_machine(&*app.store, name).await?.ok_or_else(unknown)?;
     let owner = load_owner(&*app.store, name).await?.ok_or_else(unknown)?;
     if load_span(&*app.store, name).await?.is_some() {
-        return Err(refused(format!("Machine {name} spans several hosts, and does not move as a whole yet"))
-            .with_hint(format!(
-                "move its pieces, as in vmotion move {name}/vcpu0 --to HOST; vmotion show {name} lists them"
-            )));
+        return Err(refused(format!(
+            "Machine {name} spans several hosts: it does not move as a whole, but its pieces do"
+        ))
+        .with_hint(format!("gather them: POST /v1/machines/{name}/shape, which vmotion move {name} --to HOST does")));
     }
-    if let Some(id) = load::<MoveId>(&*app.store, &busy_key(name)).await? {
-        return Err(conflict(format!("Machine {name} is being moved by {} already", id.value))
-            .with_hint(format!("wait for it, or cancel it: vmotion cancel {}", id.value)));
-    }
+    check_idle(app, name).await?;
     let view = machines::view(app, name).await?;
     let intended = machine.value.intent == Intent::Running;
     if !intended || !matches!(view.state, MachineState::Running | MachineState::Moving) {
@@ -101,10 +98,8 @@ async fn place_movable(app: &App, command: &MoveCommand, movable: &Movable) -> R
 /// Begins a move: it is in the store before any host hears of it.
 pub(crate) async fn start(app: &Arc<App>, command: MoveCommand, once: Once) -> Result<Operation, ApiError> {
     let _admission = app.admission.lock().await;
-    if let Some(made) = once.made_before(&*app.store).await? {
-        let forgotten = || conflict(format!("Idempotency-Key was used to begin {made}, which is not remembered"));
-        let id: MoveId = made.parse().map_err(|_| forgotten())?;
-        return find(app, &id).await.map_err(|_| forgotten());
+    if let Some(operation) = made_before(app, &once).await? {
+        return Ok(operation);
     }
     command.request.validate().map_err(invalid)?;
     let movable = load_movable(app, &command.machine).await?;
@@ -134,6 +129,23 @@ pub(crate) async fn start(app: &Arc<App>, command: MoveCommand, once: Once) -> R
     Ok(operation)
 }
 
+/// The move that the first request with this key began.
+pub(crate) async fn made_before(app: &App, once: &Once) -> Result<Option<Operation>, ApiError> {
+    let Some(made) = once.made_before(&*app.store).await? else { return Ok(None) };
+    let forgotten = || conflict(format!("Idempotency-Key was used to begin {made}, which is not remembered"));
+    let id: MoveId = made.parse().map_err(|_| forgotten())?;
+    find(app, &id).await.map(Some).map_err(|_| forgotten())
+}
+
+/// One move of a machine at a time.
+pub(crate) async fn check_idle(app: &App, name: &MachineName) -> Result<(), ApiError> {
+    if let Some(id) = load::<MoveId>(&*app.store, &busy_key(name)).await? {
+        return Err(conflict(format!("Machine {name} is being moved by {} already", id.value))
+            .with_hint(format!("wait for it, or cancel it: vmotion cancel {}", id.value)));
+    }
+    Ok(())
+}
+
 fn record(
     command: MoveCommand,
     machine: MachineRecord,
@@ -154,6 +166,7 @@ fn record(
         summary: None,
         placement: Some(placement),
         note: None,
+        steps: Vec::new(),
     };
     MoveRecord {
         operation,
@@ -165,13 +178,13 @@ fn record(
     }
 }
 
-async fn next_id(store: &dyn Store) -> Result<(MoveId, Change), ApiError> {
+pub(crate) async fn next_id(store: &dyn Store) -> Result<(MoveId, Change), ApiError> {
     let number = load::<u64>(store, LAST_MOVE).await?.map_or(0, |stored| stored.value).saturating_add(1);
     Ok((MoveId::numbered(number), put(LAST_MOVE, &number)?))
 }
 
 /// The oldest finished moves, when there are too many.
-async fn forgettable(store: &dyn Store) -> Result<Vec<Change>, ApiError> {
+pub(crate) async fn forgettable(store: &dyn Store) -> Result<Vec<Change>, ApiError> {
     let (entries, _) = store.list(MOVES).await?;
     if entries.len() < REMEMBERED_MAX {
         return Ok(Vec::new());
@@ -229,6 +242,9 @@ pub(crate) async fn limit(app: &Arc<App>, id: &MoveId, limit: MoveLimit) -> Resu
         if let Some(outcome) = &record.operation.outcome {
             return Err(conflict(format!("Move {id} is already finished: {}", outcome_in_words(outcome))));
         }
+        if matches!(record.phase, Phase::Reshaping { .. }) {
+            return Err(invalid(format!("Move {id} is of the pieces of a machine: it has no bandwidth limit")));
+        }
         record.operation.request.bandwidth_max = limit.bandwidth_max;
         let transaction = Transaction::default().when(stored.unchanged()).then(put(stored.key.as_str(), &record)?);
         // Refused when the reconciler has just gone on; the phase is read again.
@@ -261,6 +277,7 @@ fn outcome_in_words(outcome: &MoveOutcome) -> String {
         MoveOutcome::Cancelled => "cancelled".to_owned(),
         MoveOutcome::Surveyed => "surveyed".to_owned(),
         MoveOutcome::RolledBack { reason } => format!("rolled back: {reason}"),
+        MoveOutcome::Partly { reason } => format!("partly moved: {reason}"),
         MoveOutcome::SourceLost { reason } => format!("source lost: {reason}"),
         MoveOutcome::Stranded { reason } => format!("stranded: {reason}"),
     }

@@ -5,11 +5,14 @@
 //!     │ TargetRefused, Cancelled   │ SourceRefused       │ SourceForgot
 //!     ▼                            ▼                     ▼
 //!  Finished                     Settling ◀───────────────┘      Settling ──TargetLetGo──▶ Finished
+//!
+//! Reshaping ──last step──▶ Finished         where the pieces of a machine over several hosts are: steps of their own, in [`shape`]
 //! ```
 //! The controller never decides who owns a machine: the owner record does. Before a move is called anything but moved
 //! without the source's own word, the target has let go (`Settling`) and the record has been read again after that; a
 //! record that names the target ends the move as moved in every phase.
 
+pub(crate) mod shape;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +39,11 @@ pub(crate) enum Phase {
     Settling {
         /// How it will have ended, unless the record says otherwise.
         outcome: MoveOutcome,
+    },
+    /// Pieces of a machine move, step by step.
+    Reshaping {
+        /// No further piece moves, and it ends like this once empty hosts have left.
+        ending: Option<MoveOutcome>,
     },
     /// Over.
     Finished,

@@ -3,11 +3,12 @@
 use crate::{
     app::{App, lock},
     error::{not_found, refused},
-    records::{Intent, MACHINES, MachineRecord, OWNERS, load_all},
+    records::{Intent, MACHINES, MachineRecord, OWNERS, PIECES, Stored, load_all},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use vmotion_api::Claimed;
 use vmotion_model::{
-    ApiError, ByteSize, DatacenterName, Host, HostName, MachineName, MachineState, OwnerRecord, Placement,
+    ApiError, ByteSize, DatacenterName, Host, HostName, MachineName, MachineState, OwnerRecord, PieceName, Placement,
 };
 use vmotion_policy::{HostLoad, PlacementRequest, Wanted};
 
@@ -33,11 +34,23 @@ impl Snapshot {
                 })
                 .collect()
         };
+        let mut spread: BTreeMap<MachineName, Vec<(PieceName, HostName)>> = BTreeMap::new();
+        for Stored { key, value: Claimed { host, .. }, .. } in load_all::<Claimed>(&*app.store, PIECES).await? {
+            let named = key.strip_prefix(PIECES).and_then(|named| named.split_once('/'));
+            let parsed = named.and_then(|(machine, piece)| Some((machine.parse().ok()?, piece.parse().ok()?)));
+            if let Some((machine, piece)) = parsed {
+                spread.entry(machine).or_default().push((piece, host));
+            }
+        }
         let mut load: BTreeMap<HostName, HostLoad> = BTreeMap::new();
         let mut promised: BTreeMap<HostName, u64> = BTreeMap::new();
         for MachineRecord { spec, intent, .. } in machines.into_iter().map(|stored| stored.value) {
             let Some(owner) = owner_of.get(&spec.name) else { continue };
             if has_ended(app, owner, &spec.name, &intent) {
+                continue;
+            }
+            if let Some(pieces) = spread.get(&spec.name) {
+                carry_pieces(pieces, spec.memory, &mut load, &mut promised);
                 continue;
             }
             let target = target_of.get(&spec.name).filter(|target| *target != owner);
@@ -81,6 +94,27 @@ impl Snapshot {
     /// Asks the policy.
     pub(crate) fn place(self, request: PlacementRequest) -> Placement {
         vmotion_policy::place(&PlacementRequest { load: self.load, ..request }, &self.hosts)
+    }
+}
+
+/// What each host carries of a machine that spans several.
+fn carry_pieces(
+    pieces: &[(PieceName, HostName)],
+    memory: ByteSize,
+    load: &mut BTreeMap<HostName, HostLoad>,
+    promised: &mut BTreeMap<HostName, u64>,
+) {
+    let slices = pieces.iter().filter(|(piece, _)| matches!(piece, PieceName::Memory(_))).count().max(1) as u64;
+    let hosts: BTreeSet<&HostName> = pieces.iter().map(|(_, host)| host).collect();
+    for host in hosts {
+        let carried = load.entry(host.clone()).or_default();
+        carried.machines = carried.machines.saturating_add(1);
+        for (piece, _) in pieces.iter().filter(|(_, at)| at == host) {
+            match piece {
+                PieceName::Vcpu(_) => carried.vcpus = carried.vcpus.saturating_add(1),
+                PieceName::Memory(_) => *promised.entry(host.clone()).or_default() += memory.0 / slices,
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! finds in the store. What the answers mean is decided in [`crate::operations`], without I/O.
 
 mod ask;
+mod shape;
 
 use crate::{
     app::{App, lock},
@@ -43,8 +44,9 @@ pub(crate) fn begin(app: &Arc<App>, operation: Operation) {
     let driven = Arc::clone(app);
     app.spawn(async move {
         let mut questioner = Questioner::default();
+        let mut silence = shape::Silence::default();
         loop {
-            match turn(&driven, &id, &mut questioner).await {
+            match turn(&driven, &id, &mut questioner, &mut silence).await {
                 Ok(Some(pause)) => tokio::time::sleep(pause).await,
                 Ok(None) => break,
                 Err(error) => {
@@ -67,11 +69,19 @@ pub(crate) fn show(app: &App, id: &MoveId, change: impl FnOnce(&mut Operation)) 
 }
 
 /// One question and what follows; the pause until the next, `None` when the move is over.
-async fn turn(app: &App, id: &MoveId, questioner: &mut Questioner) -> Result<Option<Duration>, ApiError> {
+async fn turn(
+    app: &App,
+    id: &MoveId,
+    questioner: &mut Questioner,
+    silence: &mut shape::Silence,
+) -> Result<Option<Duration>, ApiError> {
     let Some(stored) = load_move(&*app.store, id).await? else { return Ok(None) };
     if stored.value.phase == Phase::Finished {
         show(app, id, |operation| *operation = stored.value.operation.clone());
         return Ok(None);
+    }
+    if let Phase::Reshaping { ending } = &stored.value.phase {
+        return shape::turn(app, &stored, ending.as_ref(), silence).await;
     }
     let event = questioner.ask(app, &stored.value).await?;
     match stored.value.phase.clone().step(event.clone()) {

@@ -5,7 +5,7 @@ use crate::{
     store::{Change, Compare, Entry, Revision, Store},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 use vmotion_api::HostReport;
 use vmotion_model::{ApiError, ErrorCode, HostName, MachineName, MachineSpec, MoveId, OwnerRecord};
 use vmotion_transport::mesh::MeshTicket;
@@ -16,6 +16,7 @@ pub(crate) const HOSTS: &str = "hosts/";
 pub(crate) const MOVES: &str = "moves/";
 /// Machines that span several hosts.
 const SPANS: &str = "spans/";
+pub(crate) const PIECES: &str = "pieces/";
 /// The number of the last move.
 pub(crate) const LAST_MOVE: &str = "counters/moves";
 
@@ -27,13 +28,22 @@ pub(crate) fn span_key(name: &MachineName) -> String {
     format!("{SPANS}{name}")
 }
 
-/// What pieces of a machine are called in the store: `vcpuN`, `memN`, `shardN`.
+/// What pieces of a machine are called in the store: `vcpuN`, `memN`.
 pub(crate) fn pieces_key(name: &MachineName) -> String {
-    format!("pieces/{name}/")
+    format!("{PIECES}{name}/")
 }
 
 pub(crate) fn piece_key(name: &MachineName, piece: &str) -> String {
     format!("{}{piece}", pieces_key(name))
+}
+
+/// Shards of its memory, which slices are made of: `shardN`. Too many to be read with every look at the machine.
+pub(crate) fn shards_key(name: &MachineName) -> String {
+    format!("shards/{name}/")
+}
+
+pub(crate) fn shard_key(name: &MachineName, shard: &str) -> String {
+    format!("{}{shard}", shards_key(name))
 }
 
 pub(crate) fn owner_key(name: &MachineName) -> String {
@@ -102,15 +112,28 @@ pub(crate) struct MachineRecord {
     pub(crate) once: Option<String>,
 }
 
-/// That a machine spans several hosts. It stays as it is while the machine exists.
+/// That a machine spans several hosts, and which these are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SpanRecord {
-    /// Their places are their numbers; the first has the devices.
-    pub(crate) hosts: Vec<HostName>,
+    /// Its hosts by their numbers, which are nobody else's meanwhile. Number 0 has the devices and stays.
+    pub(crate) members: BTreeMap<u8, HostName>,
+    /// The hosts it was created over: a slice that was never claimed has its homes on the host of its place.
+    pub(crate) began_on: Vec<HostName>,
     /// Slices its memory is divided into.
     pub(crate) slices: u8,
     /// The secret of its hosts.
     pub(crate) ticket: MeshTicket,
+}
+
+impl SpanRecord {
+    pub(crate) fn has(&self, host: &HostName) -> bool {
+        self.members.values().any(|member| member == host)
+    }
+
+    /// All its hosts but this one.
+    pub(crate) fn others(&self, host: &HostName) -> impl Iterator<Item = &HostName> {
+        self.members.values().filter(move |member| *member != host)
+    }
 }
 
 /// A host in the store.
@@ -191,8 +214,8 @@ pub(crate) async fn load_owner(store: &dyn Store, name: &MachineName) -> Result<
     load(store, &owner_key(name)).await
 }
 
-pub(crate) async fn load_span(store: &dyn Store, name: &MachineName) -> Result<Option<SpanRecord>, ApiError> {
-    Ok(load(store, &span_key(name)).await?.map(|stored| stored.value))
+pub(crate) async fn load_span(store: &dyn Store, name: &MachineName) -> Result<Option<Stored<SpanRecord>>, ApiError> {
+    load(store, &span_key(name)).await
 }
 
 pub(crate) async fn load_move(store: &dyn Store, id: &MoveId) -> Result<Option<Stored<MoveRecord>>, ApiError> {

@@ -14,6 +14,7 @@ mod piece;
 mod placement;
 mod report;
 mod request;
+mod shape;
 mod size;
 mod spec;
 mod timeline;
@@ -25,12 +26,13 @@ pub use moves::{MoveId, MoveOutcome, MovePhase, MoveProgress, PageCounts, Strate
 pub use name::{DatacenterName, HostName, MachineName, NameError};
 pub use outlook::{Accuracy, Deviation, Expected, Forecast, Outlook, Survey};
 pub use owner::{Epoch, OwnerRecord, OwnerState};
-pub use piece::{
-    Piece, PieceMoved, PieceName, PieceNameError, SPAN_HOSTS_MAX, first_pieces, slice_of_shards, spread_over,
-};
+pub use piece::{Piece, PieceName, PieceNameError, SPAN_HOSTS_MAX, first_pieces, slice_of_shards, spread_over};
 pub use placement::{Judgement, Placement, Verdict};
 pub use report::{DigestReport, DowntimeReport, FollowReport, MoveSummary, Prediction};
 pub use request::{MoveLimit, MoveRequest};
+pub use shape::{
+    Advice, HotPage, PageFaults, PartFigures, PeerFigures, Sharing, Step, StepDone, StepReport, VcpuFigures,
+};
 pub use size::{Bandwidth, BandwidthError, ByteSize, SizeError};
 pub use spec::{Backing, DirtySource, DiskSpec, InterruptController, MachineSpec, SpecError};
 pub use timeline::{RoundRecord, Timeline, TimelineEvent, TimelineSample};

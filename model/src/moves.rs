@@ -134,6 +134,11 @@ pub enum MoveOutcome {
         /// Why.
         reason: String,
     },
+    /// Some pieces of a machine moved and others did not, or a host without pieces did not leave; the machine runs on.
+    Partly {
+        /// Why.
+        reason: String,
+    },
     /// The source was lost while the machine was still its own; nothing runs at the target.
     SourceLost {
         /// What is known.

@@ -1,6 +1,6 @@
 //! Pieces of machines that span several hosts: each has a host of its own, and moves.
 
-use crate::{Epoch, HostName, MachineName, MachineSpec};
+use crate::{Epoch, HostName, MachineSpec};
 use serde::{Deserialize, Serialize};
 use std::{fmt, ops::Range, str::FromStr};
 
@@ -70,22 +70,6 @@ pub struct Piece {
     pub host: HostName,
     /// Grows with every move of it.
     pub epoch: Epoch,
-}
-
-/// What became of the move of a piece.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct PieceMoved {
-    /// Whose piece.
-    pub machine: MachineName,
-    /// Which, and where it is now.
-    pub piece: Piece,
-    /// Where it was.
-    pub from: HostName,
-    /// From the order until it is there, in ms.
-    pub total_ms: f64,
-    /// How long a vCPU stood still, in ms; 0 for memory, which never does.
-    pub pause_ms: f64,
 }
 
 /// The pieces that a machine with `cpus` vCPUs begins with on `hosts`, in order: neighbouring vCPUs together, and a slice of memory on each.

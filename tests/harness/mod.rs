@@ -8,12 +8,14 @@ mod console;
 mod huge_pages;
 mod network;
 mod random;
+mod spanned;
 
 pub use checkpoints::{Checkpoints, Held};
 pub use console::ConsoleLog;
 pub use huge_pages::HugePages;
-pub use network::Cut;
+pub use network::{Apart, Cut};
 pub use random::{Random, seed, setting};
+pub use spanned::SpannedMachine;
 
 use std::{
     collections::HashMap,
@@ -68,25 +70,43 @@ pub struct World {
     pub move_ports: (u16, u16),
     peer_timeout: Duration,
     checkpoints: Option<PathBuf>,
+    /// Its hosts.
+    names: &'static [&'static str],
+    /// Where the controller listens.
+    here: std::net::Ipv4Addr,
+    /// The networks of its hosts, when each has its own.
+    apart: Option<Apart>,
 }
 
 impl World {
     /// A controller, `h1` in `dc1` and `h2` in `dc2`.
     pub async fn start(peer_timeout: Duration, checkpoints: Option<PathBuf>) -> Self {
+        Self::start_with(peer_timeout, checkpoints, &["h1", "h2"], None).await
+    }
+
+    /// A controller, and `hN` in `dcN` for each of them, in this network or each in its own.
+    pub async fn start_with(
+        peer_timeout: Duration,
+        checkpoints: Option<PathBuf>,
+        names: &'static [&'static str],
+        apart: Option<Apart>,
+    ) -> Self {
         let directory = tempfile::Builder::new().prefix("vmotion-test-").tempdir().unwrap();
         let authority = Authority::create(&directory.path().join("pki")).unwrap();
         for (principal, place) in [
             (Principal::Controller(name("controller")), "controller-identity"),
             (Principal::Operator(name("tester")), "operator-identity"),
-            (Principal::Host(name("h1")), "h1-identity"),
-            (Principal::Host(name("h2")), "h2-identity"),
         ] {
             authority.issue(&principal, &directory.path().join(place)).unwrap();
         }
+        for host in names {
+            authority.issue(&Principal::Host(name(host)), &directory.path().join(format!("{host}-identity"))).unwrap();
+        }
         fs::write(directory.path().join("probe.elf"), vmotion_probe_guest::ELF).unwrap();
         let operator = Identity::load(&directory.path().join("operator-identity")).unwrap();
-        let controller_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let client = ControllerClient::new(&format!("https://127.0.0.1:{controller_port}"), &operator).unwrap();
+        let here = apart.as_ref().map_or(std::net::Ipv4Addr::LOCALHOST, |_| Apart::HERE);
+        let controller_port = std::net::TcpListener::bind((here, 0)).unwrap().local_addr().unwrap().port();
+        let client = ControllerClient::new(&format!("https://{here}:{controller_port}"), &operator).unwrap();
         let mut world = Self {
             directory,
             client,
@@ -97,12 +117,19 @@ impl World {
             move_ports: port_range(),
             peer_timeout,
             checkpoints,
+            names,
+            here,
+            apart,
         };
-        for service in ["controller", "h1", "h2"] {
-            world.start_service(service);
-        }
+        world.start_service("controller");
+        names.iter().for_each(|host| world.start_service(host));
         world.wait_until_up().await;
         world
+    }
+
+    /// Its hosts.
+    pub const fn names(&self) -> &'static [&'static str] {
+        self.names
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -118,19 +145,24 @@ impl World {
     }
 
     pub fn start_service(&mut self, service: &'static str) {
-        let mut command = Command::new(PROGRAM);
+        let controller = format!("{}:{}", self.here, self.controller_port);
+        let own_network = self.apart.is_some() && service != "controller";
+        let mut command = if own_network { Apart::command() } else { Command::new(PROGRAM) };
         if service == "controller" {
-            let listen = format!("127.0.0.1:{}", self.controller_port);
-            command.args(["controller", "--listen", &listen]).arg("--data").arg(self.path("c"));
+            command.args(["controller", "--listen", &controller]).arg("--data").arg(self.path("c"));
         } else {
             let dc = service.replace('h', "dc");
             let (first, last) = self.move_ports;
             command
                 .args(["agent", "--name", service, "--dc", &dc, "--move-ports", &format!("{first}-{last}")])
                 .args(["--peer-timeout", &self.peer_timeout.as_millis().to_string()])
-                .args(["--controller", &format!("https://127.0.0.1:{}", self.controller_port)])
+                .args(["--controller", &format!("https://{controller}")])
                 .arg("--data")
                 .arg(self.path(service));
+            if own_network {
+                let at = self.names.iter().position(|host| *host == service).unwrap();
+                command.args(["--listen", &format!("{}:0", Apart::address(at))]);
+            }
             if let Some(path) = &self.checkpoints {
                 command.env("VMOTION_CHECKPOINTS", path);
             }
@@ -145,6 +177,10 @@ impl World {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
+        if let Some(apart) = self.apart.as_ref().filter(|_| own_network) {
+            let at = self.names.iter().position(|host| *host == service).unwrap();
+            apart.attach(at, child.id().unwrap());
+        }
         self.services.insert(service, child);
     }
 
@@ -165,13 +201,17 @@ impl World {
         loop {
             let hosts = self.client.hosts().await.unwrap_or_default();
             let up: Vec<Host> = hosts.into_iter().filter(|host| host.state == HostState::Up).collect();
-            if up.len() == 2 {
+            if up.len() == self.names.len() {
                 for host in up {
-                    let key = if host.name.as_str() == "h1" { "h1" } else { "h2" };
+                    let key = self.names.iter().find(|known| **known == host.name.as_str()).unwrap();
                     self.hosts.insert(key, host);
                 }
                 // A restarted agent has a new port; what the controller knows may be of the old one.
-                if self.agent("h1").host().await.is_ok() && self.agent("h2").host().await.is_ok() {
+                let mut all_answer = true;
+                for host in self.names {
+                    all_answer &= self.agent(host).host().await.is_ok();
+                }
+                if all_answer {
                     return;
                 }
             }
@@ -244,12 +284,12 @@ impl World {
     /// Hosts on which a copy of the machine runs now.
     pub async fn copies(&self, machine: &MachineName) -> Vec<(&'static str, MachineStatus)> {
         let mut copies = Vec::new();
-        for host in ["h1", "h2"] {
+        for host in self.names {
             if let Some(status) = self.status(host, machine).await
                 && status.pid.is_some()
                 && matches!(status.state, MachineState::Running | MachineState::Moving)
             {
-                copies.push((host, status));
+                copies.push((*host, status));
             }
         }
         copies
@@ -261,7 +301,8 @@ impl World {
 
     /// All console output of the machine, put together from the logs of both hosts.
     pub fn console(&self, machine: &MachineName) -> ConsoleLog {
-        ConsoleLog::collect(&["h1", "h2"].map(|host| self.machine_directory(host, machine)))
+        let directories: Vec<PathBuf> = self.names.iter().map(|host| self.machine_directory(host, machine)).collect();
+        ConsoleLog::collect(&directories)
     }
 
     /// Waits until the console holds `text`.
@@ -278,9 +319,10 @@ impl World {
         for machine in self.client.machines().await.unwrap_or_default() {
             let _ = self.client.stop(&machine.name).await;
         }
-        for service in ["h1", "h2", "controller"] {
-            self.kill_service(service).await;
+        for host in self.names {
+            self.kill_service(host).await;
         }
+        self.kill_service("controller").await;
     }
 
     /// Keeps the files of a failed test.
@@ -293,7 +335,7 @@ impl World {
 impl Drop for World {
     /// Machine processes outlive agents by design; a test that panics must not leave them behind.
     fn drop(&mut self) {
-        for host in ["h1", "h2"] {
+        for host in self.names {
             let Ok(machines) = fs::read_dir(self.path(host).join("machines")) else { continue };
             for machine in machines.flatten() {
                 if let Some(pid) = process_of(&machine.path()) {

@@ -56,10 +56,16 @@ pub(crate) enum Command {
     Create(CreateArguments),
     /// List machines
     Ls,
-    /// Show one machine
+    /// Show one machine; of one that spans several hosts also who waits for whose pages
     Show {
         /// Which
         machine: MachineName,
+        /// Say which piece of it should be on another host, and why
+        #[arg(long)]
+        advise: bool,
+        /// Do what the advice says
+        #[arg(long, requires = "advise")]
+        auto: bool,
     },
     /// Follow a machine's console, across moves; what is typed goes to the machine. End with Ctrl-] or Ctrl-C
     Console(ConsoleArguments),
@@ -68,13 +74,19 @@ pub(crate) enum Command {
         after_help = "Example: vmotion move vm1 --to dc2 --max-downtime 50\n\nUntil switch-over a move can be cancelled (vmotion cancel, or Ctrl-C here) and the machine runs on where it is."
     )]
     Move(MoveArguments),
-    /// Spread a machine that was created with --span over some of its hosts, in equal shares; over one gathers it
+    /// Spread a machine that was created with --span over hosts, in equal shares: new ones join, and those left without a piece leave
     Span {
         /// Which
         machine: MachineName,
-        /// Over which of its hosts, such as h1,h2
+        /// Over which hosts, such as h1,h2
         #[arg(long, value_name = "HOST,HOST", value_delimiter = ',', required = true)]
         over: Vec<HostName>,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// Begin it, and do not wait for its end
+        #[arg(long)]
+        detach: bool,
     },
     /// List moves, show or draw one, change its limits
     #[command(args_conflicts_with_subcommands = true)]

@@ -1,12 +1,16 @@
 //! Tables and JSON on standard output.
 
+mod shape;
+
+pub(crate) use shape::{advice, plan, shape};
+
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use std::time::Duration;
 use vmotion_api::{MachineView, Operation};
 use vmotion_model::{
-    Accuracy, ByteSize, Forecast, Host, HostName, MoveOutcome, MoveSummary, Outlook, Piece, PieceMoved, PieceName,
-    Placement, Verdict,
+    Accuracy, ByteSize, Forecast, Host, HostName, MoveOutcome, MoveSummary, Outlook, Piece, PieceName, Placement,
+    Verdict,
 };
 
 /// Prints `value` as JSON.
@@ -92,12 +96,6 @@ pub(crate) fn pieces(pieces: &[Piece]) -> String {
     groups.into_iter().map(group).collect::<Vec<_>>().join(", ")
 }
 
-pub(crate) fn piece_moved(moved: &PieceMoved) {
-    let PieceMoved { machine, piece, from, total_ms, pause_ms } = moved;
-    let paused = if *pause_ms > 0.0 { format!(", and stood still for {pause_ms:.1} ms") } else { String::new() };
-    println!("{machine}/{} moved from {from} to {} in {total_ms:.1} ms{paused}", piece.name, piece.host);
-}
-
 pub(crate) fn hosts(hosts: &[Host]) {
     let mut rows = table(&["HOST", "DATACENTER", "STATE", "CPUS", "MEMORY", "USED", "SEEN", "CPU"]);
     for host in hosts {
@@ -144,6 +142,7 @@ pub(crate) const fn outcome_word(outcome: &MoveOutcome) -> &'static str {
         MoveOutcome::Cancelled => "cancelled",
         MoveOutcome::Surveyed => "surveyed",
         MoveOutcome::RolledBack { .. } => "rolled back",
+        MoveOutcome::Partly { .. } => "partly moved",
         MoveOutcome::SourceLost { .. } => "source lost",
         MoveOutcome::Stranded { .. } => "stranded",
     }
@@ -255,12 +254,13 @@ pub(crate) fn accuracy(accuracy: &Accuracy) {
 
 /// The report of a move: one line of result, then the numbers.
 pub(crate) fn operation(operation: &Operation) {
-    let Operation { id, machine, source, target, outcome, summary, progress, note, .. } = operation;
+    let Operation { id, machine, source, target, outcome, summary, progress, note, steps, .. } = operation;
     match outcome {
+        _ if !steps.is_empty() => shape::operation(operation),
         Some(MoveOutcome::Moved) => println!("{machine} moved from {source} to {target} ({id})"),
         Some(MoveOutcome::Cancelled) => println!("{id} was cancelled; {machine} runs on at {source}"),
         Some(MoveOutcome::Surveyed) => println!("{id} only measured; {machine} runs on at {source}"),
-        Some(MoveOutcome::RolledBack { reason }) => {
+        Some(MoveOutcome::RolledBack { reason } | MoveOutcome::Partly { reason }) => {
             println!("{id} was rolled back; {machine} runs on at {source}");
             println!("  reason     {reason}");
         }

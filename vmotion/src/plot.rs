@@ -209,6 +209,7 @@ mod tests {
             summary: Some(summary),
             placement: None,
             note: None,
+            steps: Vec::new(),
         }
     }
 

@@ -82,7 +82,11 @@ impl View {
             Self::Bar(bar) => bar.set_message(text),
             Self::Lines { last } => {
                 let phase = progress.as_ref().map(|progress| progress.phase);
-                let round = progress.as_ref().map(|progress| progress.round);
+                let steps_done = operation.steps.iter().filter(|step| step.done.is_some()).count();
+                let round = match operation.steps.as_slice() {
+                    [] => progress.as_ref().map(|progress| progress.round),
+                    _ => u32::try_from(steps_done).ok(),
+                };
                 let due = last.as_ref().is_none_or(|last| {
                     last.phase != phase || last.round != round || last.note != *note || last.at.elapsed() > LINE_EVERY
                 });
@@ -103,9 +107,12 @@ impl View {
 
 /// Which move, how it goes, and what it waits for.
 fn line(operation: &Operation) -> String {
-    let Operation { machine, target, progress, note, .. } = operation;
-    let doing = progress.as_ref().map_or_else(|| "preparing".to_owned(), numbers);
+    let Operation { machine, target, progress, note, steps, .. } = operation;
     let waiting = note.as_ref().map(|note| format!("; waiting: {note}")).unwrap_or_default();
+    if let Some(at) = steps.iter().position(|step| step.done.is_none() && step.failed.is_none()) {
+        return format!("{machine}  step {} of {}: {}{waiting}", at + 1, steps.len(), steps[at].step);
+    }
+    let doing = progress.as_ref().map_or_else(|| "preparing".to_owned(), numbers);
     format!("{machine} → {target}  {doing}{waiting}")
 }
 
@@ -157,6 +164,7 @@ mod tests {
             summary: None,
             placement: None,
             note: note.map(str::to_owned),
+            steps: Vec::new(),
         }
     }
 

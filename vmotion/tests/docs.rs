@@ -4,13 +4,14 @@
 
 use serde_json::Value;
 use std::{collections::BTreeSet, process::Command};
-use vmotion_api::{MachineView, Operation};
+use vmotion_api::{MachineView, MemberView, Operation, ShapePlan, SpanView};
 use vmotion_model::{
-    Accuracy, ApiError, Backing, ByteSize, CpuModel, Deviation, DigestReport, DirtySource, DiskSpec, DowntimeReport,
-    Epoch, ErrorCode, Expected, FollowReport, Forecast, Host, HostCapacity, HostState, InterruptController, Judgement,
-    MachineSpec, MachineState, MoveId, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, Outlook,
-    PageCounts, Piece, PieceMoved, PieceName, Placement, Prediction, RoundRecord, Strategy, Survey, Timeline,
-    TimelineEvent, TimelineSample, Verdict,
+    Accuracy, Advice, ApiError, Backing, ByteSize, CpuModel, Deviation, DigestReport, DirtySource, DiskSpec,
+    DowntimeReport, Epoch, ErrorCode, Expected, FollowReport, Forecast, Host, HostCapacity, HostState, HotPage,
+    InterruptController, Judgement, MachineSpec, MachineState, MoveId, MoveOutcome, MovePhase, MoveProgress,
+    MoveRequest, MoveSummary, Outlook, PageCounts, PageFaults, PartFigures, PeerFigures, Piece, PieceName, Placement,
+    Prediction, RoundRecord, Sharing, Step, StepDone, StepReport, Strategy, Survey, Timeline, TimelineEvent,
+    TimelineSample, VcpuFigures, Verdict,
 };
 
 const PAGE: &str = include_str!("../../docs/cli.md");
@@ -77,9 +78,46 @@ fn piece() -> Piece {
     Piece { name: PieceName::Vcpu(0), host: "h1".parse().unwrap(), epoch: Epoch::FIRST }
 }
 
-fn moved() -> PieceMoved {
-    let (machine, from) = ("vm1".parse().unwrap(), "h1".parse().unwrap());
-    PieceMoved { machine, piece: piece(), from, total_ms: 1.0, pause_ms: 1.0 }
+fn hot() -> HotPage {
+    HotPage { page: 1, slice: PieceName::Memory(0), faults_per_s: 1.0, vcpus: vec![0] }
+}
+
+fn sharing() -> Sharing {
+    Sharing { one: PieceName::Vcpu(0), other: PieceName::Vcpu(1), faults_per_s: 1.0 }
+}
+
+fn advice() -> Advice {
+    let (from, to) = ("h1".parse().unwrap(), "h2".parse().unwrap());
+    Advice { piece: PieceName::Vcpu(0), from, to, saves_per_s: 1.0, why: String::new() }
+}
+
+fn peer_figures() -> PeerFigures {
+    let host = "h2".parse().unwrap();
+    PeerFigures { host, connected: true, sent_bytes: 1, received_bytes: 1, clock_bound_us: Some(1.0) }
+}
+
+fn member() -> MemberView {
+    let (host, pieces) = ("h1".parse().unwrap(), vec![PieceName::Vcpu(0)]);
+    MemberView { host, devices: true, pieces, figures: Some(PartFigures::default()), reason: None }
+}
+
+fn span() -> SpanView {
+    SpanView {
+        machine: "big1".parse().unwrap(),
+        members: vec![member()],
+        remote_faults_per_s: 1.0,
+        hottest: vec![hot()],
+        sharing: vec![sharing()],
+        advice: vec![advice()],
+    }
+}
+
+/// The fields of every kind of step.
+fn step_fields() -> BTreeSet<String> {
+    let host = || "h1".parse().unwrap();
+    let steps = [Step::Join { host: host() }, Step::Move { piece: PieceName::Vcpu(0), from: host(), to: host() }]
+        .map(StepReport::new);
+    steps.iter().flat_map(fields).collect()
 }
 
 fn machine() -> MachineView {
@@ -187,6 +225,7 @@ fn operation() -> Operation {
         summary: Some(summary()),
         placement: Some(placement()),
         note: None,
+        steps: Vec::new(),
     }
 }
 
@@ -244,7 +283,18 @@ fn the_fields_of_every_object_are_those_documented() {
     let objects = [
         ("MachineView", fields(&machine())),
         ("Piece", fields(&piece())),
-        ("PieceMoved", fields(&moved())),
+        ("SpanView", fields(&span())),
+        ("MemberView", fields(&member())),
+        ("PartFigures", fields(&PartFigures::default())),
+        ("VcpuFigures", fields(&VcpuFigures::default())),
+        ("PageFaults", fields(&PageFaults::default())),
+        ("PeerFigures", fields(&peer_figures())),
+        ("HotPage", fields(&hot())),
+        ("Sharing", fields(&sharing())),
+        ("Advice", fields(&advice())),
+        ("ShapePlan", fields(&ShapePlan { machine: "big1".parse().unwrap(), steps: Vec::new() })),
+        ("StepReport", step_fields()),
+        ("StepDone", fields(&StepDone::default())),
         ("MachineSpec", fields(&spec())),
         ("DiskSpec", fields(&spec().disks[0])),
         ("Operation", fields(&operation())),
@@ -299,6 +349,7 @@ fn every_word_that_a_field_can_hold_is_documented() {
             MoveOutcome::Cancelled,
             MoveOutcome::Surveyed,
             MoveOutcome::RolledBack { reason: reason() },
+            MoveOutcome::Partly { reason: reason() },
             MoveOutcome::SourceLost { reason: reason() },
             MoveOutcome::Stranded { reason: reason() },
         ]

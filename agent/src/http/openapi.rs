@@ -19,6 +19,7 @@ use utoipa::OpenApi as _;
         super::stop,
         super::snapshot,
         super::part,
+        super::part_state,
         super::order,
         super::incoming,
         super::outgoing,

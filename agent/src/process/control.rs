@@ -36,6 +36,8 @@ pub enum Command {
     Snapshot(PathBuf),
     /// Type into the console.
     Input(Vec<u8>),
+    /// What did the part of a machine do lately? Answered with [`PartFigures`](vmotion_model::PartFigures).
+    PartFigures,
     /// Have a part of a machine do something. Answered with [`PartAnswer`](vmotion_api::PartAnswer).
     Part(PartOrder),
 }
@@ -93,6 +95,7 @@ async fn answer(life: &Arc<Life>, command: Command) -> Reply {
         Command::Limit(id, limit) => json(life.limit(&id, limit)?),
         Command::Snapshot(directory) => json(life.snapshot(directory).await?),
         Command::Input(bytes) => json(life.input(&bytes)?),
+        Command::PartFigures => json(life.part_figures().await?),
         Command::Part(order) => json(life.obey(order).await?),
     }
 }

@@ -23,7 +23,8 @@ use vmotion_migrator::{
     target::{TargetMove, TargetOptions, TargetOutcome},
 };
 use vmotion_model::{
-    ApiError, Epoch, ErrorCode, MachineState, MoveId, MoveLimit, MoveOutcome, OwnerRecord, OwnerState, error_chain,
+    ApiError, Epoch, ErrorCode, MachineState, MoveId, MoveLimit, MoveOutcome, OwnerRecord, OwnerState, PartFigures,
+    error_chain,
 };
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
@@ -495,19 +496,31 @@ impl Life {
         }
     }
 
+    /// What this part of a machine did lately.
+    pub(super) async fn part_figures(self: &Arc<Self>) -> Result<PartFigures, ApiError> {
+        self.with_part(PartLife::figures).await?
+    }
+
+    /// Does something with the part, which may wait.
+    async fn with_part<T: Send + 'static>(
+        self: &Arc<Self>,
+        act: impl FnOnce(&PartLife) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let life = Arc::clone(self);
+        let acted = move || {
+            life.part.as_ref().map(act).ok_or_else(|| {
+                let message = format!("Machine {} is all on host {}", life.launch.spec.name, life.launch.host);
+                ApiError::new(ErrorCode::Refused, message)
+            })
+        };
+        let done = tokio::task::spawn_blocking(acted).await;
+        done.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?
+    }
+
     /// Has this part of a machine do something.
     pub(super) async fn obey(self: &Arc<Self>, order: PartOrder) -> Result<PartAnswer, ApiError> {
         let runs = order == PartOrder::Run;
-        let life = Arc::clone(self);
-        let obey = move || match &life.part {
-            Some(part) => part.obey(order),
-            None => {
-                let message = format!("Machine {} is all on host {}", life.launch.spec.name, life.launch.host);
-                Err(ApiError::new(ErrorCode::Refused, message))
-            }
-        };
-        let done = tokio::task::spawn_blocking(obey).await;
-        let answer = done.map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))??;
+        let answer = self.with_part(move |part| part.obey(order)).await??;
         if runs {
             self.change(|state| {
                 // The guest may have ended already.

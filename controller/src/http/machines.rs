@@ -4,7 +4,7 @@ use super::{
     access::{CallingHost, Named, Operator},
     to_the_end,
 };
-use crate::{app::App, machines, once::Once};
+use crate::{app::App, machines, once::Once, shape};
 use axum::{
     extract::State,
     http::HeaderMap,
@@ -12,10 +12,10 @@ use axum::{
 };
 use std::sync::Arc;
 use vmotion_api::{
-    ClaimRequest, Claimed, ClientError, CreateRequest, Json, MachineView, MovePiece, Problem, SnapshotRequest,
-    SpreadRequest,
+    ClaimRequest, Claimed, ClientError, CreateRequest, Json, MachineView, Operation, Problem, ShapeRequest,
+    SnapshotRequest, SpanView,
 };
-use vmotion_model::{ApiError, MachineName, PieceMoved};
+use vmotion_model::{ApiError, MachineName};
 
 /// All machines, by name
 #[utoipa::path(get, path = "/v1/machines", tag = "machines",
@@ -89,28 +89,35 @@ pub(super) async fn snapshot(
     Ok(Json(()))
 }
 
-/// Moves a piece of a machine that spans several hosts to another of them; it goes on running
-#[utoipa::path(post, path = "/v1/machines/{name}/pieces", tag = "machines", params(("name" = String, Path, description = "Machine")), request_body = MovePiece,
-    responses((status = 200, description = "Moved", body = PieceMoved), (status = "default", description = "What went wrong", body = ApiError)))]
-pub(super) async fn move_piece(
+/// How a machine that spans several hosts gets on: its hosts, who waits for what, and which pieces should be elsewhere
+#[utoipa::path(get, path = "/v1/machines/{name}/shape", tag = "machines", params(("name" = String, Path, description = "Machine")),
+    responses((status = 200, description = "How it gets on", body = SpanView), (status = "default", description = "What went wrong", body = ApiError)))]
+pub(super) async fn shape(
     _: Operator,
     State(app): State<Arc<App>>,
     Named(name): Named<MachineName>,
-    Json(request): Json<MovePiece>,
-) -> Result<Json<PieceMoved>, Problem> {
-    Ok(Json(to_the_end(async move { machines::move_piece(&app, &name, request).await }).await?))
+) -> Result<Json<SpanView>, Problem> {
+    Ok(Json(shape::view(&app, &name).await?))
 }
 
-/// Spreads a machine over some of its hosts in equal shares, or gathers it on one; answered with the pieces that moved
-#[utoipa::path(put, path = "/v1/machines/{name}/pieces", tag = "machines", params(("name" = String, Path, description = "Machine")), request_body = SpreadRequest,
-    responses((status = 200, description = "What moved", body = Vec<PieceMoved>), (status = "default", description = "What went wrong", body = ApiError)))]
-pub(super) async fn spread(
+/// Begins to move pieces of a machine that spans several hosts; with `dry_run`, answers only the steps (a `ShapePlan`)
+#[utoipa::path(post, path = "/v1/machines/{name}/shape", tag = "machines", request_body = ShapeRequest,
+    params(("name" = String, Path, description = "Machine"),
+        ("idempotency-key" = Option<String>, Header, description = "The same key with the same request has one effect")),
+    responses((status = 200, description = "The move, begun", body = Operation), (status = "default", description = "What went wrong", body = ApiError)))]
+pub(super) async fn reshape(
     _: Operator,
     State(app): State<Arc<App>>,
     Named(name): Named<MachineName>,
-    Json(request): Json<SpreadRequest>,
-) -> Result<Json<Vec<PieceMoved>>, Problem> {
-    Ok(Json(to_the_end(async move { machines::spread(&app, &name, request).await }).await?))
+    headers: HeaderMap,
+    Json(request): Json<ShapeRequest>,
+) -> Result<Response, Problem> {
+    if request.dry_run {
+        return Ok(Json(shape::foresee(&app, &name, &request.change).await?).into_response());
+    }
+    let once = Once::new(&headers, "once-shape/", &(&name, &request))?;
+    let operation = to_the_end(async move { shape::start(&app, &name, request.change, once).await }).await?;
+    Ok(Json(operation).into_response())
 }
 
 /// Claims a piece of a machine, by one of its hosts for itself; answered with who has it

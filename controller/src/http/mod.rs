@@ -31,7 +31,7 @@ fn routes() -> Vec<Route> {
         ("/v1/machines/{name}", &["get", "delete"], get(machines::show).delete(machines::remove)),
         ("/v1/machines/{name}/stop", &["post"], post(machines::stop)),
         ("/v1/machines/{name}/snapshot", &["post"], post(machines::snapshot)),
-        ("/v1/machines/{name}/pieces", &["post", "put"], post(machines::move_piece).put(machines::spread)),
+        ("/v1/machines/{name}/shape", &["get", "post"], get(machines::shape).post(machines::reshape)),
         ("/v1/machines/{name}/claims", &["post"], post(machines::claim)),
         ("/v1/machines/{name}/console", &["get", "post"], get(console::read).post(console::write)),
         ("/v1/owners/{name}", &["get"], get(owners::show)),

@@ -111,7 +111,7 @@ async fn ask(app: &App, name: &MachineName, is_first: bool) -> Result<Asked, Api
         Err(error) => return Ok(Asked::Silent(error.message)),
     };
     if let Some(span) = load_span(&*app.store, name).await? {
-        return span::ask(app, &span, &machine, &owner, is_first).await;
+        return span::ask(app, &span.value, &machine, &owner, is_first).await;
     }
     match machine.value.intent {
         Intent::Starting => ask_start(app, &agent, &machine, &owner, is_first).await,

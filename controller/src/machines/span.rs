@@ -10,18 +10,17 @@ use crate::{
     placement::Snapshot,
     records::{
         Intent, MachineRecord, SpanRecord, Stored, load, load_all, load_machine, load_owner, load_span, owner_key,
-        piece_key, pieces_key, put, span_key,
+        piece_key, pieces_key, put, shard_key, shards_key, span_key,
     },
     store::{Change, Compare, Outcome, Transaction},
 };
-use std::{sync::Arc, time::Instant};
 use vmotion_api::{
-    AgentClient, ClaimRequest, Claimed, ClientError, CreateRequest, MovePiece, PartAddress, PartOrder, PartReady,
-    PartRequest, SpreadRequest,
+    AgentClient, ClaimRequest, Claimed, ClientError, CreateRequest, PartAddress, PartAnswer, PartMember, PartOrder,
+    PartReady, PartRequest, PartState,
 };
 use vmotion_model::{
-    ApiError, Epoch, ErrorCode, HostName, HostState, Judgement, MachineName, MemoryLayout, OwnerRecord, OwnerState,
-    Piece, PieceMoved, PieceName, Placement, Verdict, first_pieces, slice_of_shards, spread_over,
+    ApiError, Epoch, ErrorCode, HostName, HostState, Judgement, MachineName, MachineSpec, MemoryLayout, OwnerRecord,
+    OwnerState, Piece, PieceName, Placement, SPAN_HOSTS_MAX, StepDone, Verdict, first_pieces, slice_of_shards,
 };
 use vmotion_spanning::directory::{ShardNumber, shards};
 use vmotion_transport::mesh::MeshTicket;
@@ -75,7 +74,8 @@ pub(super) fn records(request: &CreateRequest) -> Result<Vec<Change>, ApiError> 
     let (name, hosts) = (&request.spec.name, &request.span);
     let Some(hub) = hosts.first() else { return Ok(Vec::new()) };
     let slices = u8::try_from(hosts.len()).unwrap_or(u8::MAX);
-    let span = SpanRecord { hosts: hosts.clone(), slices, ticket: MeshTicket::random() };
+    let members = (0..).zip(hosts.iter().cloned()).collect();
+    let span = SpanRecord { members, began_on: hosts.clone(), slices, ticket: MeshTicket::random() };
     let mut changes = vec![put(span_key(name), &span)?];
     for Piece { name: piece, host, epoch } in first_pieces(request.spec.cpus, hosts) {
         // All vCPUs are built on the hub, which gives them away before the machine runs.
@@ -86,13 +86,12 @@ pub(super) fn records(request: &CreateRequest) -> Result<Vec<Change>, ApiError> 
 }
 
 /// Where the pieces of a machine are; none for one on one host.
-pub(super) async fn pieces(app: &App, name: &MachineName) -> Result<Vec<Piece>, ApiError> {
+pub(crate) async fn pieces(app: &App, name: &MachineName) -> Result<Vec<Piece>, ApiError> {
     let prefix = pieces_key(name);
     let stored = load_all::<Claimed>(&*app.store, &prefix).await?;
     let mut pieces: Vec<Piece> = stored
         .into_iter()
         .filter_map(|Stored { key, value: Claimed { host, epoch }, .. }| {
-            // Shards are too many to be named one by one: their slice is.
             let name = key.strip_prefix(&prefix)?.parse().ok()?;
             Some(Piece { name, host, epoch })
         })
@@ -109,13 +108,13 @@ pub(crate) async fn claim(
     request: &ClaimRequest,
 ) -> Result<Claimed, ApiError> {
     let span = load_span(&*app.store, name).await?;
-    let span = span.ok_or_else(|| not_found(format!("There is no machine {name} that spans several hosts")))?;
-    if !span.hosts.contains(host) {
+    let span = span.ok_or_else(|| not_found(format!("There is no machine {name} that spans several hosts")))?.value;
+    if !span.has(host) {
         return Err(forbidden(format!("Host {host} has no part of {name}")));
     }
     let ClaimRequest { piece, epoch } = request;
     for _ in 0..TURNS_MAX {
-        let key = piece_key(name, piece);
+        let key = if piece.starts_with("shard") { shard_key(name, piece) } else { piece_key(name, piece) };
         let stored: Option<Stored<Claimed>> = load(&*app.store, &key).await?;
         let current = match &stored {
             Some(stored) => stored.value.clone(),
@@ -148,7 +147,7 @@ async fn first_home(app: &App, span: &SpanRecord, name: &MachineName, piece: &st
     let at = all.binary_search(&ShardNumber(number)).map_err(|_| unknown())?;
     let slices = usize::from(span.slices);
     let slice = (0..slices).find(|slice| slice_of_shards(all.len(), *slice, slices).contains(&at));
-    let host = slice.and_then(|slice| span.hosts.get(slice)).ok_or_else(unknown)?;
+    let host = slice.and_then(|slice| span.began_on.get(slice)).ok_or_else(unknown)?;
     Ok(Claimed { host: host.clone(), epoch: Epoch::FIRST })
 }
 
@@ -213,9 +212,12 @@ async fn everything(
     owner: &Stored<OwnerRecord>,
 ) -> Result<Vec<Change>, ApiError> {
     let name = &machine.value.spec.name;
-    let (entries, _) = app.store.list(&pieces_key(name)).await?;
-    let pieces = entries.into_iter().map(|entry| Change::Delete(entry.key));
-    Ok([machine.deleted(), owner.deleted(), Change::Delete(span_key(name))].into_iter().chain(pieces).collect())
+    let mut changes = vec![machine.deleted(), owner.deleted(), Change::Delete(span_key(name))];
+    for prefix in [pieces_key(name), shards_key(name)] {
+        let (entries, _) = app.store.list(&prefix).await?;
+        changes.extend(entries.into_iter().map(|entry| Change::Delete(entry.key)));
+    }
+    Ok(changes)
 }
 
 fn agent(app: &App, host: &HostName) -> Result<AgentClient, ClientError> {
@@ -230,19 +232,13 @@ async fn start(
     owner: &Stored<OwnerRecord>,
 ) -> Result<(), ClientError> {
     let MachineRecord { spec, .. } = &machine.value;
-    let SpanRecord { hosts, slices, ticket } = span;
-    let mut addresses = Vec::with_capacity(hosts.len());
-    for host in hosts {
-        let request = PartRequest {
-            spec: spec.clone(),
-            epoch: owner.value.epoch,
-            hosts: hosts.clone(),
-            slices: *slices,
-            ticket: ticket.clone(),
-        };
+    let mut addresses = Vec::with_capacity(span.members.len());
+    for (number, host) in &span.members {
+        let request = part_request(spec, owner.value.epoch, span, None);
         let PartReady { address } = agent(app, host)?.prepare_part(&request).await?;
-        addresses.push(PartAddress { host: host.clone(), address });
+        addresses.push(PartAddress { number: *number, host: host.clone(), address });
     }
+    let hosts = &span.began_on;
     let others = |host: &HostName| addresses.iter().filter(|other| other.host != *host).cloned().collect();
     // The hub last: it loads the kernel into memory that has its homes on all of them.
     for host in hosts.iter().rev() {
@@ -266,6 +262,19 @@ async fn start(
     Ok(())
 }
 
+fn part_request(spec: &MachineSpec, epoch: Epoch, span: &SpanRecord, vcpus: Option<Vec<Claimed>>) -> PartRequest {
+    let SpanRecord { members, slices, ticket, .. } = span;
+    let members = members.iter().map(|(number, host)| PartMember { number: *number, host: host.clone() });
+    PartRequest {
+        spec: spec.clone(),
+        epoch,
+        members: members.collect(),
+        slices: *slices,
+        ticket: ticket.clone(),
+        vcpus,
+    }
+}
+
 /// The part is not there any more, which is as good as stopped and removed.
 fn unless_gone<T>(answer: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
     match answer {
@@ -276,7 +285,7 @@ fn unless_gone<T>(answer: Result<T, ClientError>) -> Result<Option<T>, ClientErr
 }
 
 async fn stop(app: &App, span: &SpanRecord, name: &MachineName) -> Result<(), ClientError> {
-    for host in &span.hosts {
+    for host in span.members.values() {
         match unless_gone(agent(app, host)?.stop(name).await)? {
             Some(status) => app.inventory.answered(host, status),
             None => app.inventory.forget(host, name),
@@ -286,7 +295,7 @@ async fn stop(app: &App, span: &SpanRecord, name: &MachineName) -> Result<(), Cl
 }
 
 async fn remove(app: &App, span: &SpanRecord, name: &MachineName) -> Result<(), ClientError> {
-    for host in &span.hosts {
+    for host in span.members.values() {
         let agent = agent(app, host)?;
         // A start that was never answered may have happened; what stands already is not stopped by this.
         if let Err(error @ ClientError::NoAnswer { .. }) = agent.stop(name).await {
@@ -298,76 +307,130 @@ async fn remove(app: &App, span: &SpanRecord, name: &MachineName) -> Result<(), 
     Ok(())
 }
 
-/// Moves a piece to another of its machine's hosts.
-pub(crate) async fn move_piece(app: &Arc<App>, name: &MachineName, request: MovePiece) -> Result<PieceMoved, ApiError> {
-    let MovePiece { piece, to } = request;
-    let begun = Instant::now();
-    let one_at_a_time = app.machine_lock(name);
-    let _lock = one_at_a_time.lock().await;
-    let unknown = || not_found(format!("There is no machine {name}"));
-    let owner = load_owner(&*app.store, name).await?.ok_or_else(unknown)?;
-    let span = load_span(&*app.store, name).await?.ok_or_else(|| {
-        conflict(format!("Machine {name} is all on {}, it has no pieces", owner.value.owner))
-            .with_hint(format!("move it as a whole: vmotion move {name} --to {to}; or create it with --span"))
-    })?;
-    let hosts = || span.hosts.iter().map(HostName::as_str).collect::<Vec<_>>().join(", ");
-    if !span.hosts.contains(&to) {
-        return Err(refused(format!("Host {to} is none of the hosts of {name}: these are {}", hosts())));
+/// A host gets an empty part of a machine that runs, and everybody knows everybody.
+pub(crate) async fn join(app: &App, name: &MachineName, host: &HostName) -> Result<StepDone, ClientError> {
+    let gone = || ClientError::Answered(not_found(format!("There is no machine {name} that spans several hosts")));
+    let stored = |error| ClientError::Answered(error);
+    let machine = load_machine(&*app.store, name).await.map_err(stored)?.ok_or_else(gone)?;
+    let owner = load_owner(&*app.store, name).await.map_err(stored)?.ok_or_else(gone)?;
+    let (span, number) = join_record(app, name, host).await.map_err(stored)?;
+    let pieces = pieces(app, name).await.map_err(stored)?;
+    let vcpus = pieces.iter().filter(|piece| matches!(piece.name, PieceName::Vcpu(_)));
+    let vcpus = vcpus.map(|Piece { host, epoch, .. }| Claimed { host: host.clone(), epoch: *epoch }).collect();
+    let mut others = Vec::new();
+    for (number, other) in span.members.iter().filter(|(_, member)| *member != host) {
+        let PartState { address, .. } = agent(app, other)?.part(name).await?;
+        others.push(PartAddress { number: *number, host: other.clone(), address });
     }
-    let key = piece_key(name, &piece.to_string());
-    let stored: Option<Stored<Claimed>> = load(&*app.store, &key).await?;
-    let stored = stored.ok_or_else(|| not_found(format!("Machine {name} has no piece {piece}")))?;
-    let from = stored.value.host.clone();
-    if from == to {
-        return Err(conflict(format!("{name}/{piece} is on {to} already")));
+    let request = part_request(&machine.value.spec, owner.value.epoch, &span, Some(vcpus));
+    let PartReady { address } = agent(app, host)?.prepare_part(&request).await?;
+    // They first: whom it asks must know it.
+    let newcomer = PartAddress { number, host: host.clone(), address };
+    for other in &others {
+        agent(app, &other.host)?.order_part(name, &PartOrder::Join(vec![newcomer.clone()])).await?;
     }
-    let agent = app.agent(&from)?;
-    let order = PartOrder::Give { piece, to: to.clone() };
-    let answer = agent.order_part(name, &order).await.map_err(ClientError::into_api_error)?;
-    let epoch = stored.value.epoch.next();
-    if matches!(piece, PieceName::Memory(_)) {
-        // Its shards were claimed one by one; this is what they are called together.
-        let record = put(key, &Claimed { host: to.clone(), epoch })?;
-        let transaction = Transaction::default().when(stored.unchanged()).then(record);
-        if app.store.commit(transaction).await? == Outcome::Refused {
-            return Err(conflict(format!("{name}/{piece} was moved by somebody else at the same time")));
-        }
-    }
-    tracing::info!(machine = %name, %piece, %from, %to, pause_ms = answer.pause_ms, "piece moved");
-    let total_ms = begun.elapsed().as_secs_f64() * 1000.0;
-    let piece = Piece { name: piece, host: to, epoch };
-    Ok(PieceMoved { machine: name.clone(), piece, from, total_ms, pause_ms: answer.pause_ms })
+    let joining = agent(app, host)?;
+    joining.order_part(name, &PartOrder::Join(others)).await?;
+    joining.order_part(name, &PartOrder::Run).await?;
+    tracing::info!(machine = %name, %host, number, "joins a machine");
+    Ok(StepDone::default())
 }
 
-/// Spreads a machine over some of its hosts. What has moved when something fails stays where it is.
-pub(crate) async fn spread(
-    app: &Arc<App>,
+/// Writes that a host is of the machine, under a number that nobody has; what is written then, and the number.
+async fn join_record(app: &App, name: &MachineName, host: &HostName) -> Result<(SpanRecord, u8), ApiError> {
+    for _ in 0..TURNS_MAX {
+        let stored = load_span(&*app.store, name).await?;
+        let stored = stored.ok_or_else(|| not_found(format!("There is no machine {name} that spans several hosts")))?;
+        if let Some((number, _)) = stored.value.members.iter().find(|(_, member)| *member == host) {
+            return Ok((stored.value.clone(), *number));
+        }
+        let most = u8::try_from(SPAN_HOSTS_MAX).unwrap_or(u8::MAX);
+        let free = (0..most).find(|number| !stored.value.members.contains_key(number));
+        let number = free.ok_or_else(|| {
+            refused(format!("Machine {name} is on {SPAN_HOSTS_MAX} hosts, which is the most: {host} cannot join"))
+        })?;
+        let mut span = stored.value.clone();
+        span.members.insert(number, host.clone());
+        if write_span(app, &stored, &span).await? {
+            return Ok((span, number));
+        }
+    }
+    Err(unavailable(format!("The hosts of {name} change faster than they can be written")))
+}
+
+async fn write_span(app: &App, stored: &Stored<SpanRecord>, span: &SpanRecord) -> Result<bool, ApiError> {
+    let transaction = Transaction::default().when(stored.unchanged()).then(put(stored.key.as_str(), span)?);
+    Ok(app.store.commit(transaction).await? != Outcome::Refused)
+}
+
+/// Gives an order that may take long, until it is carried out.
+async fn to_the_end(
+    app: &App,
+    host: &HostName,
     name: &MachineName,
-    request: SpreadRequest,
-) -> Result<Vec<PieceMoved>, ApiError> {
-    let unknown = || not_found(format!("There is no machine {name}"));
-    let machine = load_machine(&*app.store, name).await?.ok_or_else(unknown)?;
-    if request.over.is_empty() {
-        return Err(invalid("over names no host: name at least one of the machine's"));
-    }
-    machine.value.spec.validate_span(&request.over).map_err(invalid)?;
-    let now = pieces(app, name).await?;
-    let slices = now.iter().filter(|piece| matches!(piece.name, PieceName::Memory(_))).count();
-    let slices = u8::try_from(slices).unwrap_or(u8::MAX);
-    let mut moved: Vec<PieceMoved> = Vec::new();
-    for (piece, to) in spread_over(machine.value.spec.cpus, slices, &request.over) {
-        if now.iter().any(|known| known.name == piece && known.host == to) {
-            continue;
-        }
-        match move_piece(app, name, MovePiece { piece, to: to.clone() }).await {
-            Ok(done) => moved.push(done),
-            Err(error) if moved.is_empty() => return Err(error),
-            Err(error) => {
-                let message =
-                    format!("{piece} did not go to {to}, after {} pieces had moved: {}", moved.len(), error.message);
-                return Err(ApiError { message, ..error });
-            }
+    order: &PartOrder,
+) -> Result<StepDone, ClientError> {
+    let mut done = StepDone::default();
+    loop {
+        let PartAnswer { pause_ms, pages, more, .. } = agent(app, host)?.order_part(name, order).await?;
+        done.pause_ms += pause_ms;
+        done.pages += pages;
+        if !more {
+            return Ok(done);
         }
     }
-    Ok(moved)
+}
+
+/// A piece goes from host to host; memory takes its pages along.
+pub(crate) async fn give(
+    app: &App,
+    name: &MachineName,
+    piece: PieceName,
+    from: &HostName,
+    to: &HostName,
+) -> Result<StepDone, ClientError> {
+    let key = piece_key(name, &piece.to_string());
+    let stored: Option<Stored<Claimed>> = load(&*app.store, &key).await.map_err(ClientError::Answered)?;
+    let unknown = || ClientError::Answered(not_found(format!("Machine {name} has no piece {piece}")));
+    let stored = stored.ok_or_else(unknown)?;
+    let mut done = StepDone::default();
+    if stored.value.host == *from {
+        done = to_the_end(app, from, name, &PartOrder::Give { piece, to: to.clone() }).await?;
+    }
+    let PieceName::Memory(slice) = piece else { return Ok(done) };
+    done.pages = to_the_end(app, to, name, &PartOrder::Pull { slice, from: from.clone() }).await?.pages;
+    if stored.value.host != *to {
+        // Its shards were claimed one by one; this is what they are called together.
+        let record = Claimed { host: to.clone(), epoch: stored.value.epoch.next() };
+        let record = put(key, &record).map_err(ClientError::Answered)?;
+        let transaction = Transaction::default().when(stored.unchanged()).then(record);
+        if app.store.commit(transaction).await.map_err(|error| ClientError::Answered(error.into()))? == Outcome::Refused
+        {
+            let message = format!("{name}/{piece} was moved by somebody else at the same time");
+            return Err(ClientError::Answered(conflict(message)));
+        }
+    }
+    Ok(done)
+}
+
+/// A host without pieces leaves a machine. Who has no part any more has left.
+pub(crate) async fn leave(app: &App, name: &MachineName, host: &HostName) -> Result<StepDone, ClientError> {
+    let stored = load_span(&*app.store, name).await.map_err(ClientError::Answered)?;
+    let Some(stored) = stored.filter(|stored| stored.value.has(host)) else { return Ok(StepDone::default()) };
+    let leaving = agent(app, host)?;
+    let left = unless_gone(to_the_end(app, host, name, &PartOrder::Leave).await)?.unwrap_or_default();
+    for other in stored.value.others(host) {
+        agent(app, other)?.order_part(name, &PartOrder::Dismiss { host: host.clone() }).await?;
+    }
+    unless_gone(leaving.stop(name).await)?;
+    unless_gone(leaving.remove(name).await)?;
+    app.inventory.forget(host, name);
+    let mut span = stored.value.clone();
+    span.members.retain(|_, member| member != host);
+    // The one move that a machine has at a time is what changes this.
+    if !write_span(app, &stored, &span).await.map_err(ClientError::Answered)? {
+        return Err(ClientError::Answered(conflict(format!("The hosts of {name} were changed at the same time"))));
+    }
+    tracing::info!(machine = %name, %host, "has left a machine");
+    Ok(left)
 }

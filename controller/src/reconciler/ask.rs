@@ -90,7 +90,8 @@ impl Questioner {
             Phase::Launching { address } => self.ask_source(app, record, *address).await,
             Phase::Copying => self.poll(app, record).await,
             Phase::Settling { .. } => self.release_target(app, record).await,
-            Phase::Finished => Ok(Event::GoingOn),
+            // Steps are not questions; see `super::shape`.
+            Phase::Reshaping { .. } | Phase::Finished => Ok(Event::GoingOn),
         }
     }
 

@@ -86,12 +86,33 @@ pub(super) async fn list(global: &Global) -> Result<()> {
     Ok(())
 }
 
-pub(super) async fn show(name: &MachineName, global: &Global) -> Result<()> {
-    let machine = context::client(global)?.machine(name).await?;
+pub(super) async fn show(name: &MachineName, advise: bool, auto: bool, global: &Global) -> Result<()> {
+    let client = context::client(global)?;
+    if auto {
+        let advice = client.shape(name).await?.advice;
+        if !advice.is_empty() {
+            if !global.json {
+                output::advice(&advice);
+            }
+            return super::moves::follow_advice(&client, name, global).await;
+        }
+    }
+    if advise {
+        let shape = client.shape(name).await?;
+        if global.json {
+            return output::json(&shape);
+        }
+        output::advice(&shape.advice);
+        return Ok(());
+    }
+    let machine = client.machine(name).await?;
     if global.json {
         return output::json(&machine);
     }
     output::machine(&machine);
+    if !machine.pieces.is_empty() {
+        output::shape(&client.shape(name).await?);
+    }
     Ok(())
 }
 

@@ -23,13 +23,15 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
         Command::Agent(arguments) => services::agent(arguments, global).await,
         Command::Create(arguments) => machines::create(arguments, global).await,
         Command::Ls => machines::list(global).await,
-        Command::Show { machine } => machines::show(&machine, global).await,
+        Command::Show { machine, advise, auto } => machines::show(&machine, advise, auto, global).await,
         Command::Stop { machine } => machines::stop(&machine, global).await,
         Command::Rm { machine } => machines::remove(&machine, global).await,
         Command::Snapshot { machine, directory } => machines::snapshot(&machine, directory, global).await,
         Command::Console(arguments) => console::run(arguments, global).await,
         Command::Move(arguments) => moves::start(arguments, global).await,
-        Command::Span { machine, over } => moves::spread(&machine, over, global).await,
+        Command::Span { machine, over, dry_run, detach } => {
+            moves::spread(&machine, over, dry_run, detach, global).await
+        }
         Command::Moves { id, command: None } => moves::list(id, global).await,
         Command::Moves { command: Some(command), .. } => moves::one(command, global).await,
         Command::Cancel { id } => moves::cancel(&id, global).await,

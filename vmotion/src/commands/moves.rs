@@ -7,10 +7,8 @@ use crate::{
 };
 use anyhow::Result;
 use serde::Serialize;
-use vmotion_api::{ControllerClient, MoveCommand, MovePiece, Operation, SpreadRequest};
-use vmotion_model::{
-    ByteSize, HostName, MachineName, MoveId, MoveLimit, MoveOutcome, MoveRequest, Outlook, PieceName, Placement,
-};
+use vmotion_api::{ControllerClient, MoveCommand, Operation, ShapeChange};
+use vmotion_model::{ByteSize, HostName, MachineName, MoveId, MoveLimit, MoveOutcome, MoveRequest, Outlook, Placement};
 
 /// Exit code of a move that did not happen while nothing was lost. One more than the API's own codes.
 const EXIT_NOT_MOVED: u8 = 8;
@@ -18,23 +16,28 @@ const EXIT_NOT_MOVED: u8 = 8;
 pub(super) async fn start(arguments: MoveArguments, global: &Global) -> Result<()> {
     let client = context::client(global)?;
     let MoveArguments { what: What { machine, piece }, to, dry_run, detach, .. } = &arguments;
-    if let Some(piece) = piece {
-        return move_piece(&client, machine, *piece, to, global).await;
+    let (dry_run, detach, to) = (*dry_run, *detach, to.clone());
+    if let Some(piece) = *piece {
+        return change(&client, machine, ShapeChange::Piece { piece, to }, dry_run, detach, global).await;
     }
     // As a whole, one that spans several hosts goes piece by piece.
     if !client.machine(machine).await?.pieces.is_empty() {
-        return spread(machine, vec![to.parse()?], global).await;
+        return change(&client, machine, ShapeChange::Gather { to }, dry_run, detach, global).await;
     }
-    let (dry_run, detach) = (*dry_run, *detach);
-    let command = MoveCommand { machine: machine.clone(), to: to.clone(), request: request(&arguments), dry_run };
+    let command = MoveCommand { machine: machine.clone(), to, request: request(&arguments), dry_run };
     if dry_run {
         return foresee(&client, command, global).await;
     }
     let operation = client.start_move(&command, &request_key()).await?;
+    to_its_end(&client, operation, detach, global).await
+}
+
+/// Waits for the end of a move that has begun, unless it is to go on alone.
+async fn to_its_end(client: &ControllerClient, operation: Operation, detach: bool, global: &Global) -> Result<()> {
     if detach {
         return print(&operation, global);
     }
-    let operation = follow_or_cancel(&client, &operation.id, global.json).await?;
+    let operation = follow_or_cancel(client, &operation.id, global.json).await?;
     print(&operation, global)?;
     if operation.outcome != Some(MoveOutcome::Moved) {
         std::process::exit(i32::from(EXIT_NOT_MOVED));
@@ -42,31 +45,39 @@ pub(super) async fn start(arguments: MoveArguments, global: &Global) -> Result<(
     Ok(())
 }
 
-pub(super) async fn spread(machine: &MachineName, over: Vec<HostName>, global: &Global) -> Result<()> {
-    let moved = context::client(global)?.spread(machine, &SpreadRequest { over }).await?;
-    if global.json {
-        return output::json(&moved);
-    }
-    if moved.is_empty() {
-        println!("all pieces of {machine} are there already");
-    }
-    moved.iter().for_each(output::piece_moved);
-    Ok(())
-}
-
-async fn move_piece(
-    client: &ControllerClient,
+pub(super) async fn spread(
     machine: &MachineName,
-    piece: PieceName,
-    to: &str,
+    over: Vec<HostName>,
+    dry_run: bool,
+    detach: bool,
     global: &Global,
 ) -> Result<()> {
-    let moved = client.move_piece(machine, &MovePiece { piece, to: to.parse()? }).await?;
-    if global.json {
-        return output::json(&moved);
+    change(&context::client(global)?, machine, ShapeChange::Spread { over }, dry_run, detach, global).await
+}
+
+/// Does what the advice says; nothing is an answer too.
+pub(super) async fn follow_advice(client: &ControllerClient, machine: &MachineName, global: &Global) -> Result<()> {
+    change(client, machine, ShapeChange::Advised, false, false, global).await
+}
+
+async fn change(
+    client: &ControllerClient,
+    machine: &MachineName,
+    change: ShapeChange,
+    dry_run: bool,
+    detach: bool,
+    global: &Global,
+) -> Result<()> {
+    if dry_run {
+        let plan = client.reshape_dry_run(machine, change).await?;
+        if global.json {
+            return output::json(&plan);
+        }
+        output::plan(&plan);
+        return Ok(());
     }
-    output::piece_moved(&moved);
-    Ok(())
+    let operation = client.reshape(machine, change, &request_key()).await?;
+    to_its_end(client, operation, detach, global).await
 }
 
 fn request(arguments: &MoveArguments) -> MoveRequest {

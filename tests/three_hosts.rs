@@ -1,0 +1,71 @@
+//! Machines over three hosts that have networks of their own: every program proves itself, while pieces move.
+//!
+//! How long and how much is set by `VMOTION_SPAN_SECONDS` (all programs together), `VMOTION_SPAN_LITMUS` (rounds of the litmus tests) and
+//! `VMOTION_SPAN_COUNT` (increments of one word, by all vCPUs together).
+
+#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+
+mod harness;
+
+use harness::{Apart, Random, SpannedMachine, scenario, seed, setting};
+use std::time::{Duration, Instant};
+use vmotion_model::MachineState;
+use vmotion_probe_guest::{CommandLine, Program};
+
+const LEASE: Duration = Duration::from_secs(10);
+const HOSTS: &[&str] = &["h1", "h2", "h3"];
+const CPUS: u8 = 3;
+/// Longest that a program of a given number of operations may take.
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+async fn spanning(cmdline: &CommandLine) -> SpannedMachine {
+    SpannedMachine::create(LEASE, HOSTS, Some(Apart::new()), CPUS, cmdline).await
+}
+
+#[test]
+fn every_program_proves_itself_while_pieces_move() {
+    scenario("every_program_proves_itself_while_pieces_move", async {
+        let seconds = setting("VMOTION_SPAN_SECONDS", 27);
+        let each = (seconds / Program::ALL.len() as u64).max(2);
+        // Often enough for the short run to have some.
+        let every = Duration::from_millis(if seconds >= 100 { 2000 } else { 400 });
+        let mut random = Random::new(seed("VMOTION_SPAN_SEED"));
+        let line = |program| CommandLine::new().program(program).working_set_bytes(2 << 20).seconds(each);
+        let mut machine = spanning(&line(Program::ALL[0])).await;
+        for (number, program) in Program::ALL.into_iter().enumerate() {
+            if number > 0 {
+                machine.begin(HOSTS, &line(program)).await;
+            }
+            let mut moved = 0;
+            while machine.view().await.state == MachineState::Running {
+                let begun = Instant::now();
+                let pieces = machine.pieces().await;
+                let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+                let (piece, from) = random.one_of(&pieces).split_once(' ').unwrap();
+                let elsewhere: Vec<&str> = HOSTS.iter().copied().filter(|host| *host != from).collect();
+                let to = random.one_of(&elsewhere);
+                moved += usize::from(machine.give(piece, to).await.is_some());
+                tokio::time::sleep(every.saturating_sub(begun.elapsed())).await;
+            }
+            println!("{} with {moved} moves of pieces", machine.finds_nothing_wrong(Duration::from_secs(5)).await);
+            assert!(moved > 0, "{program:?}: no piece moved");
+            machine.remove().await;
+        }
+        machine.world.stop().await;
+    });
+}
+
+#[test]
+fn no_order_of_memory_is_broken_and_no_increment_lost() {
+    scenario("no_order_of_memory_is_broken_and_no_increment_lost", async {
+        let litmus = setting("VMOTION_SPAN_LITMUS", 2000);
+        let count = setting("VMOTION_SPAN_COUNT", 300_000);
+        let mut machine = spanning(&CommandLine::new().program(Program::Litmus).operations(litmus)).await;
+        println!("{}", machine.finds_nothing_wrong(PATIENCE).await);
+        machine.remove().await;
+        let each = count.div_ceil(u64::from(CPUS));
+        machine.begin(HOSTS, &CommandLine::new().program(Program::Count).operations(each)).await;
+        println!("{}", machine.finds_nothing_wrong(PATIENCE).await);
+        machine.end().await;
+    });
+}
