@@ -151,6 +151,8 @@ pub struct PartConfig {
     pub tuning: MeshTuning,
     /// Who decides where pieces are.
     pub registry: Arc<dyn Registry>,
+    /// Compare the bytes of copies with those of their versions ([`NodeConfig::audit`]): the same on all hosts.
+    pub audit: bool,
 }
 
 /// This host's part of a machine. Where the guest has not ended, end the process rather than drop this: vCPUs and devices may wait for pages.
@@ -197,6 +199,7 @@ impl SpanningPart {
             ticket,
             tuning,
             registry,
+            audit,
         } = config;
         check(&machine, hosts, hub, &vcpus)?;
         if me == hub && homes == KnownHomes::AskHub {
@@ -233,6 +236,7 @@ impl SpanningPart {
             registry: Box::new(Questions(questions)),
             on_failure: Box::new(on_failure),
             measures: false,
+            audit,
         })?;
         let (store, control) = (Arc::clone(&registry), memory.clone());
         thread::Builder::new().name("placements".to_owned()).spawn(move || ask(&*store, &control, &asked))?;

@@ -32,7 +32,7 @@ fn hosts_come_to_a_running_machine_and_leave_it() {
     for (program, rounds) in [(Program::Litmus, 4), (Program::Mutex, 2)] {
         let seconds = 2 * rounds + 6;
         let line = cmdline(program, u64::MAX).seconds(seconds);
-        let mut machine = Spanning::boot_with(2, 4, 64, SHORT_LEASE, &line);
+        let mut machine = Spanning::boot_with(2, 4, 64, (SHORT_LEASE, true), &line);
         let shards = machine.shards();
         for round in 0..rounds {
             let begun = Instant::now();

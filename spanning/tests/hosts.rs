@@ -34,7 +34,7 @@ fn hosts_come_and_go_and_no_increment_is_lost() {
         return;
     }
     watched(|| {
-        let mut cluster = Cluster::new(&Options { hosts: 2, jumble: Some(3), ..Options::default() });
+        let mut cluster = Cluster::new(&Options { hosts: 2, audit: true, jumble: Some(3), ..Options::default() });
         let stop = &AtomicBool::new(false);
         let residents = [cluster.guests[0].clone(), cluster.guests[1].clone()];
         let mut counted = std::thread::scope(|scope| {

@@ -92,7 +92,7 @@ fn remote_faults() {
     }
     for measures in [true, false] {
         for threads in [1, 4] {
-            let cluster = Cluster::new(&Options { hosts: 2, pages: PAGES, measures, jumble: None });
+            let cluster = Cluster::new(&Options { hosts: 2, pages: PAGES, measures, audit: false, jumble: None });
             touch_all(&cluster, &format!("zero page, read, {threads} threads"), threads, |guest, page| {
                 assert_eq!(relaxed(guest.word(page, 0)), 0);
             });

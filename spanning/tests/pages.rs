@@ -295,3 +295,33 @@ fn pages_that_are_fetched_are_those_that_others_write() {
         cluster.assert_no_misfits();
     });
 }
+
+#[test]
+fn bytes_that_somebody_wrote_past_the_pager_are_found_and_stop_the_machine() {
+    if skipped("bytes_that_somebody_wrote_past_the_pager_are_found_and_stop_the_machine") {
+        return;
+    }
+    watched(|| {
+        let cluster = Cluster::new(&Options { audit: true, ..Options::default() });
+        for page in 0..100 {
+            cluster.guests[1].word(page, 5).store(page + 1, Ordering::Relaxed);
+            assert_eq!(relaxed(cluster.guests[2].word(page, 5)), page + 1);
+            // From reader to writer, and taken from readers.
+            cluster.guests[usize::try_from(page % 3).unwrap()].word(page, 6).store(1, Ordering::Relaxed);
+        }
+        for page in 0..100 {
+            assert_eq!(relaxed(cluster.guests[2].word(page, 5)), page + 1);
+        }
+        let audited = |host| cluster.stats(host).counts.audited;
+        eventually("every copy is compared with its home's, and when it is lost", || {
+            audited(0) >= 150 && audited(1) > 30 && audited(2) > 60
+        });
+        cluster.assert_no_misfits();
+        cluster.guests[2].corrupt(42);
+        cluster.evict_all(2);
+        eventually("the auditor stops the machine", || cluster.controls[2].failure().is_some());
+        let failure = cluster.controls[2].failure().unwrap().to_string();
+        assert!(failure.starts_with("Bytes of page 0x2a changed that nobody may write: of version "), "{failure}");
+        assert!(cluster.controls[0].failure().is_none() && cluster.controls[1].failure().is_none());
+    });
+}

@@ -110,7 +110,7 @@ fn what_random_vcpus_see_fits_together() {
     let seed = std::env::var("VMOTION_MEMORY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1_u64);
     println!("VMOTION_MEMORY_SEED={seed}");
     watched(move || {
-        let cluster = Cluster::new(&Options { jumble: Some(seed), ..Options::default() });
+        let cluster = Cluster::new(&Options { audit: true, jumble: Some(seed), ..Options::default() });
         let vcpu = |number: usize| {
             let random = Random(seed.wrapping_mul(1_000_003) + number as u64);
             let run = move |guest: &Guest| {

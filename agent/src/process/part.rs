@@ -141,6 +141,7 @@ impl PartLife {
             ticket: share.ticket.clone(),
             tuning: MeshTuning::default(),
             registry: Arc::new(registry),
+            audit: false,
         });
         let part = part.map_err(|error| error_chain(&error))?;
         let recent = RecentFaults::watch(part.memory()).map_err(|error| format!("No thread can be begun: {error}"))?;

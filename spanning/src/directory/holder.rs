@@ -109,6 +109,15 @@ impl Holder {
         self.version
     }
 
+    /// What is being installed, and which version of the page that is.
+    #[must_use]
+    pub const fn installing(&self) -> Option<(Access, Version)> {
+        match self.work {
+            Work::Installing { access, version, .. } => Some((access, version)),
+            Work::None | Work::ReadingToAnswer { .. } | Work::ReadingToPut => None,
+        }
+    }
+
     /// Nothing is asked, awaited, put off or being done.
     #[must_use]
     pub const fn is_settled(&self) -> bool {

@@ -139,6 +139,15 @@ impl<C: Clone + Eq> Home<C> {
         &self.entry
     }
 
+    /// The newest bytes that nobody may write, if there are such, and their version.
+    #[must_use]
+    pub const fn bytes(&self) -> Option<(Version, &Content<C>)> {
+        let Copies::Shared { content, .. } = &self.entry.copies else { return None };
+        // A writer's version is counted when it is granted, and its predecessor's bytes are here until it has it.
+        let written = matches!(self.phase, Phase::Granting { access: Access::Write, .. });
+        Some((Version(self.entry.version.0 - written as u64), content))
+    }
+
     /// No transaction is under way.
     #[must_use]
     pub const fn is_idle(&self) -> bool {

@@ -50,7 +50,7 @@ impl MemoryNode {
             let effects = match effects {
                 // Nothing was ever here, so there is no memory yet: one system call does both.
                 [Some(Effect::Fill(content)), Some(Effect::Map(access))] if before.version().is_none() => {
-                    next = Some(self.place(page, index, &content, access)?);
+                    next = Some(self.place(page, index, &content, access, out)?);
                     [None, None]
                 }
                 effects => effects,
@@ -88,13 +88,14 @@ impl MemoryNode {
                 let start = self.clock();
                 self.memory.map(index, allow(access)).map_err(at_page("map memory", page))?;
                 self.counters.costs.installing.since(start);
-                return Ok(Some(self.installed(page)));
+                return self.installed(page, out).map(Some);
             }
             Effect::Unprotect => {
+                self.audit_loss(page)?;
                 let start = self.clock();
                 self.memory.allow_write(index).map_err(at_page("allow writing", page))?;
                 self.counters.costs.installing.since(start);
-                return Ok(Some(self.installed(page)));
+                return self.installed(page, out).map(Some);
             }
             Effect::Revoke(left) => self.revoke(page, index, left)?,
             Effect::Read => return self.read(page, index).map(Some),
@@ -164,6 +165,7 @@ impl MemoryNode {
         index: u64,
         content: &Content<PageBytes>,
         access: Access,
+        out: &mut dyn Outgoing,
     ) -> Result<Event<PageBytes>, NodeError> {
         let start = self.clock();
         let bytes = match content {
@@ -178,11 +180,12 @@ impl MemoryNode {
         };
         self.memory.place(index, bytes, allow(access)).map_err(at_page("place memory", page))?;
         self.counters.costs.placing.since(start);
-        Ok(self.installed(page))
+        self.installed(page, out)
     }
 
     /// The page is mapped, and whoever waited for it is awake.
-    fn installed(&mut self, page: PageNumber) -> Event<PageBytes> {
+    fn installed(&mut self, page: PageNumber, out: &mut dyn Outgoing) -> Result<Event<PageBytes>, NodeError> {
+        self.audit_install(page, out)?;
         self.counters.counts.installed += 1;
         self.pulls.ended(page, true);
         let (now, random) = (self.now(), self.next_random());
@@ -192,7 +195,7 @@ impl MemoryNode {
         if let Some(waiter) = spot.waits.take() {
             self.counters.fault(waiter, away);
         }
-        Event::Installed { hold_until }
+        Ok(Event::Installed { hold_until })
     }
 
     fn revoke(&mut self, page: PageNumber, index: u64, left: Left) -> Result<(), NodeError> {
@@ -203,6 +206,9 @@ impl MemoryNode {
         }
         self.counters.costs.revoking.since(start);
         self.counters.counts.revoked += 1;
+        if left == Left::Invalid {
+            self.audit_loss(page)?;
+        }
         let now = self.now();
         if self.spots.get_mut(page).window.revoked(now) {
             self.counters.counts.bounced += 1;
@@ -217,6 +223,7 @@ impl MemoryNode {
         self.memory.read(index, self.buffer.as_mut_slice()).map_err(at_page("read memory", page))?;
         let content = content_of(&self.buffer);
         self.counters.costs.copying.since(start);
+        self.audit_read(page);
         self.counters.counts.read += 1;
         self.counters.counts.read_zero += u64::from(content == Content::Zero);
         Ok(Event::Read(content))

@@ -2,7 +2,7 @@
 
 use super::wire::WireError;
 use crate::directory::replay::Gap;
-use crate::directory::{HostId, Misfit, ShardError, ShardNumber};
+use crate::directory::{HostId, Misfit, ShardError, ShardNumber, Version};
 use thiserror::Error;
 use vmotion_model::PageNumber;
 use vmotion_pager::PagerError;
@@ -42,6 +42,18 @@ pub enum NodeError {
     /// The store's word about a shard cannot be obeyed: another host has what this one serves.
     #[error("What the store says cannot be carried out")]
     Store(#[source] ShardError),
+    /// The auditor has found bytes that are not those of their version: a bug, here or at whoever has sent them, or broken memory.
+    #[error("Bytes of {page} changed that nobody may write: of version {}, their hash was {was:016x} and is {is:016x}", version.0)]
+    Audit {
+        /// Which page.
+        page: PageNumber,
+        /// Which version of it.
+        version: Version,
+        /// The hash when the version's bytes came.
+        was: u64,
+        /// The hash that was found.
+        is: u64,
+    },
     /// A page that is in no shard anybody spoke of: a bug in how the table was made.
     #[error("Nobody has {0}")]
     Homeless(PageNumber),

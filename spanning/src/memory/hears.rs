@@ -35,6 +35,7 @@ impl MemoryNode {
                 self.hear_leaving(host, attempt, out);
                 Ok(())
             }
+            Some(Packet::Print(page, print)) => Ok(self.audit_copy(page, print)?),
             Some(Packet::Left) => {
                 link.has_left = true;
                 Ok(())
@@ -79,6 +80,7 @@ impl MemoryNode {
         // Only requests can come before the store's word does.
         let request = matches!(message, Message::Request { .. }).then(|| message.clone());
         let heard = self.homes.receive(from, page, message, &mut self.letters);
+        self.audit_home(page);
         self.post(out);
         match (heard, request) {
             (Ok(()), _) => self.hand_over(ShardNumber::of(page), out),

@@ -17,9 +17,9 @@
 //! What must never happen: this thread touching the guest's mapping (it would wait for itself), reading a page before its revocation has
 //! returned, or saying `Done` before the installing call has.
 //!
-//! A copy whose bytes are not those of its version would be a bug that no message shows. [`Effect::Fill`](crate::directory::Effect::Fill) and `Read`, in
-//! `effects.rs`, are the two places where an auditor sees all bytes with their page and version.
+//! A copy whose bytes are not those of its version would be a bug that no message shows: [`NodeConfig::audit`] looks for it.
 
+mod audit;
 mod bytes;
 mod control;
 mod effects;

@@ -53,6 +53,10 @@ pub struct Counts {
     pub misfits: u64,
     /// Times that a node was woken, or a message arrived.
     pub passes: u64,
+    /// Hashes of copies that were compared by the auditor, if there is one.
+    pub audited: u64,
+    /// Those that were not as they should be.
+    pub mismatched: u64,
 }
 
 /// Where the time of a node's thread goes; all zero unless [`super::NodeConfig::measures`] is set.

@@ -4,7 +4,8 @@ use super::wire::tests::packet;
 use super::wire::{Lane, encode};
 use super::*;
 use crate::directory::{
-    Access, Answer, Content, HostId, HostSet, Message, Order, PAGES_PER_SHARD, Reply, Route, ShardNumber, Txn, Version,
+    Access, Answer, Content, HostId, HostSet, Message, Order, PAGES_PER_SHARD, Reply, Request, Route, ShardNumber, Txn,
+    Version,
 };
 use proptest::prelude::*;
 use std::fs::File;
@@ -58,6 +59,10 @@ fn host(number: u8) -> HostId {
 }
 
 fn rig(test: &str) -> Option<Rig> {
+    rig_with(test, false)
+}
+
+fn rig_with(test: &str, audit: bool) -> Option<Rig> {
     let memfd = File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
     rustix::fs::ftruncate(&memfd, PAGES * 4096).unwrap();
     let mapping = AlignedMapping::new(&memfd, 0, usize::try_from(PAGES).unwrap() * 4096).unwrap();
@@ -77,6 +82,7 @@ fn rig(test: &str) -> Option<Rig> {
         registry: Box::new(Nobody),
         on_failure: Box::new(move |_| failed.store(true, Ordering::Relaxed)),
         measures: false,
+        audit,
     };
     match MemoryNode::new(config) {
         Ok((mut node, control)) => {
@@ -235,6 +241,28 @@ fn a_home_on_a_host_that_has_left_is_old_news_or_no_news() {
     assert!(rig.node.received(Peer(2), StreamNumber(1), &[9], &mut rig.sent).is_err());
     assert!(rig.hear(&gone(2, 6)));
     rig.assert_untouched();
+}
+
+#[test]
+fn a_copy_that_is_not_what_its_home_has_stops_the_node() {
+    let Some(mut rig) = rig_with("a_copy_that_is_not_what_its_home_has_stops_the_node", true) else { return };
+    let page = PageNumber(0);
+    let get = Message::Request { epoch: Epoch(0), request: Request::Get { access: Access::Read, have: None } };
+    assert!(rig.hear(&super::wire::Packet::Page(page, get)));
+    let zero = xxhash_rust::xxh3::xxh3_64(&[0; 4096]);
+    let print =
+        |version, hash| super::wire::Packet::Print(page, super::audit::Print { version: Version(version), hash });
+    assert!(rig.hear(&print(0, zero)));
+    assert!(rig.hear(&print(1, 7)), "of a version that is not here");
+    assert!(rig.control.failure().is_none());
+    rig.hear(&print(0, 7));
+    let failure = rig.control.failure().unwrap().to_string();
+    let expected = format!(
+        "Bytes of page 0x0 changed that nobody may write: of version 0, their hash was {zero:016x} and is {:016x}",
+        7
+    );
+    assert_eq!(failure, expected);
+    assert!(rig.failures.load(Ordering::Relaxed));
 }
 
 #[test]

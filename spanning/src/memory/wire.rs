@@ -4,11 +4,13 @@
 //!  frame    kind u8 │ lane u8, next u64: acknowledges a lane that runs the other way │ number u64, body     (kind 0: no number, no body)
 //!  kinds    0 nothing to say   1 a message about a page   2 part of a shard's entries   3 the store's word about a shard
 //!           4 who has a shard that the sender had   5 the sender leaves   6 farewell to who leaves   7 it has left
+//!           8 the hash of a copy, for the auditor
 //!  content  0 zero   1 4096 bytes      (2 and 3 are kept for a page that is the same, and for differences)
 //! ```
 //! Numbers are little-endian. What is read comes from a peer, which may be hostile: pages must be in the machine's memory, hosts in
 //! its list, counters so low that they can be counted on, and what is left over is an error. Nothing is allocated but pages that are there.
 
+use super::audit::Print;
 use super::bytes::{PAGE_BYTES, PageBytes};
 use crate::directory::{
     Access, Answer, Class, Content, Copies, Entry, HostId, HostSet, Left, Message, Order, PAGES_PER_SHARD, Reply,
@@ -84,6 +86,8 @@ pub(super) enum Packet {
     Farewell(u64),
     /// The sender has nothing of the machine any more.
     Left,
+    /// What the sender has put in place, by its bytes.
+    Print(PageNumber, Print),
 }
 
 impl Packet {
@@ -92,7 +96,7 @@ impl Packet {
         match self {
             Self::Page(_, message) => message.class().into(),
             Self::Part(_) | Self::Word(..) | Self::Gone(..) | Self::Leaving(_) | Self::Left => Lane::Moving,
-            Self::Farewell(_) => Lane::Request,
+            Self::Farewell(_) | Self::Print(..) => Lane::Request,
         }
     }
 
@@ -189,6 +193,7 @@ pub(super) fn encode(into: &mut Vec<u8>, (lane, next): (Lane, u64), packet: Opti
         Some((_, Packet::Leaving(_))) => 5,
         Some((_, Packet::Farewell(_))) => 6,
         Some((_, Packet::Left)) => 7,
+        Some((_, Packet::Print(..))) => 8,
     };
     into.extend([kind, lane as u8]);
     put(into, next);
@@ -216,6 +221,9 @@ pub(super) fn encode(into: &mut Vec<u8>, (lane, next): (Lane, u64), packet: Opti
         }
         Packet::Leaving(attempt) | Packet::Farewell(attempt) => put(into, *attempt),
         Packet::Left => {}
+        Packet::Print(page, Print { version, hash }) => {
+            [page.0, version.0, *hash].into_iter().for_each(|word| put(into, word))
+        }
     }
 }
 
@@ -469,6 +477,10 @@ pub(super) fn decode(bytes: &[u8], known: &Known) -> Result<Frame, WireError> {
         5 => Packet::Leaving(reader.counter("attempt")?),
         6 => Packet::Farewell(reader.counter("attempt")?),
         7 => Packet::Left,
+        8 => {
+            let page = reader.page()?;
+            Packet::Print(page, Print { version: Version(reader.counter("version")?), hash: reader.word("hash")? })
+        }
         value => return Err(WireError::Unknown { field: "kind", value: value.into() }),
     };
     end(&reader, Frame { acknowledges, packet: Some((number, packet)) })

@@ -81,7 +81,7 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    fn new(pages: u64) -> Self {
+    pub(crate) fn new(pages: u64) -> Self {
         let bytes = usize::try_from(pages).unwrap() * PAGE;
         let memfd = memfd(bytes);
         let mapping = AlignedMapping::new(&memfd, 0, bytes).unwrap();
@@ -95,6 +95,11 @@ impl Guest {
         // SAFETY: aligned, and mapped as long as `self` lives; whatever is in it is a number; this process only ever accesses it as
         // atomics, and by copies of the pager's, as a guest's memory is accessed.
         unsafe { AtomicU64::from_ptr(address.cast()) }
+    }
+
+    /// What holds it.
+    pub(crate) const fn memfd(&self) -> &File {
+        &self.memfd
     }
 
     /// Where it is in this process, and its length in pages.
@@ -117,6 +122,12 @@ impl Guest {
         // SAFETY: mapped as long as `self` lives; only the kernel reads it, and reports an error where it cannot.
         let byte = unsafe { std::slice::from_raw_parts(start, 1) };
         rustix::io::write(&writer, byte).err()
+    }
+
+    /// Writes where nobody may: past the mapping that the pager guards.
+    pub(crate) fn corrupt(&self, page: u64) {
+        let file = &self.memfd;
+        std::os::unix::fs::FileExt::write_all_at(file, &[0xee], page * PAGE as u64 + 99).unwrap();
     }
 
     /// Pages the memfd has memory for.
@@ -180,6 +191,7 @@ pub(crate) struct Cluster {
     nodes: Vec<Running>,
     pages: u64,
     measures: bool,
+    audit: bool,
 }
 
 /// Hosts that may come later.
@@ -189,20 +201,21 @@ pub(crate) struct Options {
     pub(crate) hosts: usize,
     pub(crate) pages: u64,
     pub(crate) measures: bool,
+    pub(crate) audit: bool,
     /// Streams overtake each other, by this seed.
     pub(crate) jumble: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { hosts: 3, pages: 4 * PAGES_PER_SHARD, measures: false, jumble: None }
+        Self { hosts: 3, pages: 4 * PAGES_PER_SHARD, measures: false, audit: false, jumble: None }
     }
 }
 
 impl Cluster {
     /// The home of shard n is host n, as far as there are hosts.
     pub(crate) fn new(options: &Options) -> Self {
-        let Options { hosts, pages, measures, jumble } = *options;
+        let Options { hosts, pages, measures, audit, jumble } = *options;
         let all = (0..hosts).map(host).fold(HostSet::EMPTY, HostSet::with);
         let shards = usize::try_from(pages.div_ceil(PAGES_PER_SHARD)).unwrap();
         let routes: Vec<_> =
@@ -210,7 +223,7 @@ impl Cluster {
         let store = Store { routes: Arc::new(Mutex::new(routes.clone())), ..Store::default() };
         let fabric = Arc::new(Fabric::new(hosts + ROOM, jumble));
         let (guests, controls, nodes) = (Vec::new(), Vec::new(), Vec::new());
-        let mut cluster = Self { guests, controls, fabric, store, nodes, pages, measures };
+        let mut cluster = Self { guests, controls, fabric, store, nodes, pages, measures, audit };
         for number in 0..hosts {
             cluster.start(number, all, &routes);
         }
@@ -235,11 +248,12 @@ impl Cluster {
             registry: Box::new(Claims { host: host(number), store: self.store.clone() }),
             on_failure: Box::new(move |error: Arc<NodeError>| {
                 eprintln!("host {number}: {}", vmotion_model::error_chain(&*error));
-                if !matches!(*error, NodeError::Store(_)) {
+                if !matches!(*error, NodeError::Store(_) | NodeError::Audit { .. }) {
                     std::process::abort();
                 }
             }),
             measures: self.measures,
+            audit: self.audit,
         };
         let (node, control) = MemoryNode::new(config).unwrap();
         let running = self.fabric.run(number, Box::new(node));

@@ -64,6 +64,7 @@ pub(crate) struct Spanning {
     runs: u64,
     spec: MachineSpec,
     lease: Duration,
+    audit: bool,
     authority: Authority,
     ticket: MeshTicket,
     store: Arc<Store>,
@@ -78,10 +79,16 @@ fn principal(number: usize) -> Principal {
 impl Spanning {
     /// The hub is the first host; homes are in turn on all of them, and so are vCPUs.
     pub(crate) fn boot(hosts: usize, cpus: u8, memory_mib: u64, cmdline: &CommandLine) -> Self {
-        Self::boot_with(hosts, cpus, memory_mib, LEASE, cmdline)
+        Self::boot_with(hosts, cpus, memory_mib, (LEASE, false), cmdline)
     }
 
-    pub(crate) fn boot_with(hosts: usize, cpus: u8, memory_mib: u64, lease: Duration, cmdline: &CommandLine) -> Self {
+    pub(crate) fn boot_with(
+        hosts: usize,
+        cpus: u8,
+        memory_mib: u64,
+        (lease, audit): (Duration, bool),
+        cmdline: &CommandLine,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let kernel = directory.path().join("probe.elf");
         std::fs::write(&kernel, vmotion_probe_guest::ELF).unwrap();
@@ -103,6 +110,7 @@ impl Spanning {
             runs: 0,
             spec,
             lease,
+            audit,
             authority: Authority::create(&directory.path().join("ca")).unwrap(),
             ticket: MeshTicket::random(),
             store: Arc::new(Store::default()),
@@ -158,6 +166,7 @@ impl Spanning {
             ticket: self.ticket.clone(),
             tuning: MeshTuning::default(),
             registry: Arc::clone(&self.store) as _,
+            audit: self.audit,
         });
         self.parts.insert(number, started.unwrap());
     }

@@ -89,6 +89,8 @@ pub(in crate::memory) fn packet() -> impl Strategy<Value = Packet> {
         1 => word,
         1 => gone,
         1 => leaves,
+        1 => (page(), counter(), any::<u64>())
+            .prop_map(|(page, version, hash)| Packet::Print(page, Print { version: Version(version), hash })),
         1 => Just(Packet::Left),
     ]
 }
