@@ -14,6 +14,9 @@ use std::path::Path;
 use vm_memory::{Bytes, GuestAddress};
 use vmotion_model::{MachineSpec, MemoryLayout};
 
+/// Linux's word for the frequency of its TSC.
+const TSC_KHZ: &str = "tsc_early_khz=";
+
 /// Where a virtio-mmio device is, for the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MmioPlace {
@@ -36,8 +39,13 @@ struct MapEntry {
     ram: bool,
 }
 
-/// Loads everything `spec` names; where the first vCPU begins.
-pub(crate) fn load(ram: &GuestRam, spec: &MachineSpec, devices: &[MmioPlace]) -> Result<BootEntry, MachineError> {
+/// Loads everything `spec` names; where the first vCPU begins. A frequency of its TSCs, in kHz, is told to the guest.
+pub(crate) fn load(
+    ram: &GuestRam,
+    spec: &MachineSpec,
+    devices: &[MmioPlace],
+    tsc_khz: Option<u32>,
+) -> Result<BootEntry, MachineError> {
     let memory = ram.devices();
     let mut kernel = open("Kernel", &spec.kernel)?;
     let refused = |reason: &str| MachineError::Kernel { path: spec.kernel.clone(), reason: reason.to_owned() };
@@ -55,7 +63,7 @@ pub(crate) fn load(ram: &GuestRam, spec: &MachineSpec, devices: &[MmioPlace]) ->
         _ => return Err(refused("it is neither an ELF file nor a Linux bzImage")),
     };
     let initrd = load_initrd(memory, ram.layout(), spec, kernel_end.end)?;
-    write_cmdline(memory, spec, devices)?;
+    place_cmdline(memory, cmdline(&spec.cmdline, devices, tsc_khz))?;
     mptable::write(memory, spec.cpus)?;
     let entries = memory_map(ram.layout());
     match kernel_end.entry {
@@ -123,14 +131,18 @@ fn load_initrd(
     Ok(Some(Initrd { address, bytes }))
 }
 
-fn write_cmdline(memory: &DeviceMemory, spec: &MachineSpec, devices: &[MmioPlace]) -> Result<(), MachineError> {
-    let mut text = spec.cmdline.clone();
-    for MmioPlace { address, irq } in devices {
-        if !text.is_empty() {
-            text.push(' ');
-        }
-        text.push_str(&format!("virtio_mmio.device=4K@{address:#x}:{irq}"));
-    }
+/// The operator's words, and what Linux does not find out by itself: devices; and the frequency of its TSC, which it would measure by the
+/// PIT, unless the operator has named one.
+fn cmdline(asked: &str, devices: &[MmioPlace], tsc_khz: Option<u32>) -> String {
+    let mut words = Vec::new();
+    words.extend(Some(asked.to_owned()).filter(|asked| !asked.is_empty()));
+    let is_named = asked.split(' ').any(|word| word.starts_with(TSC_KHZ));
+    words.extend(tsc_khz.filter(|_| !is_named).map(|khz| format!("{TSC_KHZ}{khz}")));
+    words.extend(devices.iter().map(|MmioPlace { address, irq }| format!("virtio_mmio.device=4K@{address:#x}:{irq}")));
+    words.join(" ")
+}
+
+fn place_cmdline(memory: &DeviceMemory, mut text: String) -> Result<(), MachineError> {
     if text.len() >= map::CMDLINE_BYTES_MAX {
         return Err(MachineError::DoesNotFit { what: format!("Command line of {} bytes", text.len()) });
     }
@@ -157,4 +169,17 @@ fn memory_map(layout: &MemoryLayout) -> Vec<MapEntry> {
         }
     }
     entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_is_told_what_it_does_not_find_out_unless_its_operator_knows_better() {
+        let places = [MmioPlace { address: 0xd000_0000, irq: 5 }];
+        assert_eq!(cmdline("", &places, None), "virtio_mmio.device=4K@0xd0000000:5");
+        assert_eq!(cmdline("quiet", &[], Some(2_000_000)), "quiet tsc_early_khz=2000000");
+        assert_eq!(cmdline("tsc_early_khz=1 quiet", &[], Some(2)), "tsc_early_khz=1 quiet");
+    }
 }

@@ -56,7 +56,7 @@ pub(super) fn build(config: &MachineConfig) -> Result<Inner, MachineError> {
     };
 
     let supported = cpuid::supported(&kvm)?;
-    let fds = create_vcpus(&kvm, &vm, &supported, &spec)?;
+    let fds = create_vcpus(&kvm, &vm, &supported, config)?;
     let first = fds.first().ok_or(MachineError::VcpuSilent { vcpu: 0 })?;
     // Before anyone sets another frequency: that of the host.
     let host_tsc_khz = first.get_tsc_khz().map_err(MachineError::kvm("read the TSC frequency"))?;
@@ -176,7 +176,8 @@ fn connect_virtio(
     Ok(Arc::new(Transport::start(backend, Arc::clone(ram), notify, vm.interrupt(place.irq)?)?))
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &Vm, supported: &CpuId, spec: &MachineSpec) -> Result<Vec<VcpuFd>, MachineError> {
+fn create_vcpus(kvm: &Kvm, vm: &Vm, supported: &CpuId, config: &MachineConfig) -> Result<Vec<VcpuFd>, MachineError> {
+    let MachineConfig { spec, part, .. } = config;
     let cpus = spec.cpus;
     let deadline_timer = cpuid::has_deadline_timer(kvm);
     let mut fds = Vec::with_capacity(usize::from(cpus));
@@ -187,6 +188,7 @@ fn create_vcpus(kvm: &Kvm, vm: &Vm, supported: &CpuId, spec: &MachineSpec) -> Re
             InterruptController::Kernel => cpuid,
             InterruptController::User => cpuid::without_kernel_lapic(cpuid),
         };
+        let cpuid = if part.is_some() { cpuid::without_host_time(cpuid) } else { cpuid };
         fd.set_cpuid2(&cpuid).map_err(MachineError::kvm("set CPUID"))?;
         fds.push(fd);
     }
@@ -206,7 +208,9 @@ fn build_rings(vm: &Arc<Vm>, fds: &[VcpuFd]) -> Result<Option<Arc<RingCollector>
 
 /// Loads kernel, initrd, command line and tables, and points the first vCPU at the entry.
 pub(super) fn load(inner: &Inner) -> Result<(), MachineError> {
-    let entry = boot::load(&inner.ram, &inner.spec, &inner.places)?;
+    // Where it has no clock of KVM's, which would tell it.
+    let tsc_khz = inner.is_part.then_some(inner.host_tsc_khz);
+    let entry = boot::load(&inner.ram, &inner.spec, &inner.places, tsc_khz)?;
     let vcpus = inner.vcpus();
     ask_all(vcpus.get(..1).unwrap_or(&[]), |_, answer| Command::Boot(entry, answer))?;
     Ok(())

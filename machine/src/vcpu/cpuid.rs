@@ -23,6 +23,8 @@ const HYPER_THREADING: u32 = 1 << 28;
 /// KVM's own leaf of features, and those of them that need its LAPIC: asynchronous page faults, ends of interrupts without an exit, kicks
 /// of halted processors, IPIs and yields by hypercall, destinations of 15 bits.
 const KVM_FEATURES: u32 = 0x4000_0001;
+/// Those that show the clock of the host's KVM, and what it took from its vCPUs: old and new clock, time that was stolen, a clock that is in step.
+const KVM_FEATURES_OF_ITS_TIME: u32 = 1 | 1 << 3 | 1 << 5 | 1 << 24;
 const KVM_FEATURES_OF_ITS_LAPIC: u32 = 1 << 4 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 11 | 1 << 13 | 1 << 14 | 1 << 15;
 
 /// `supported` as vCPU `vcpu` of `cpus` sees it.
@@ -42,6 +44,14 @@ pub(crate) fn without_kernel_lapic(mut cpuid: CpuId) -> CpuId {
             KVM_FEATURES => entry.eax &= !KVM_FEATURES_OF_ITS_LAPIC,
             _ => {}
         }
+    }
+    cpuid
+}
+
+/// `cpuid` less clocks that each host has for itself: a processor that goes from one to another would see time go back.
+pub(crate) fn without_host_time(mut cpuid: CpuId) -> CpuId {
+    for entry in cpuid.as_mut_slice().iter_mut().filter(|entry| entry.function == KVM_FEATURES) {
+        entry.eax &= !KVM_FEATURES_OF_ITS_TIME;
     }
     cpuid
 }
@@ -82,5 +92,21 @@ fn place(entry: &mut kvm_cpuid_entry2, deadline_timer: bool, vcpu: u32, cpus: u3
         // AMD: extended APIC id, one thread per core, one node.
         0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (vcpu, vcpu, 0),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic in a test is its report")]
+
+    use super::*;
+
+    #[test]
+    fn clocks_of_the_host_are_hidden_and_nothing_else() {
+        let features = kvm_cpuid_entry2 { function: KVM_FEATURES, eax: u32::MAX, edx: 7, ..Default::default() };
+        let other = kvm_cpuid_entry2 { function: 1, eax: u32::MAX, ..Default::default() };
+        let hidden = without_host_time(CpuId::from_entries(&[features, other]).unwrap());
+        let left = kvm_cpuid_entry2 { eax: !0x0100_0029, ..features };
+        assert_eq!(hidden.as_slice(), [left, other]);
     }
 }
