@@ -154,7 +154,7 @@ fn what_cannot_be_is_refused_by_name() {
         let of = |change: fn(&mut CreateRequest)| {
             let spec = MachineSpec { name: name("big2"), ..spanning.spec(&CommandLine::new()) };
             let span = vec![name("h1"), name("h2")];
-            let mut request = CreateRequest { spec, on: None, from: None, span, dry_run: false };
+            let mut request = CreateRequest { spec, on: None, from: None, span, audit: false, dry_run: false };
             change(&mut request);
             request
         };

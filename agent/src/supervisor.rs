@@ -179,7 +179,7 @@ impl Supervisor {
 
     /// Prepares a part of a machine; the same request again finds the process that is prepared already.
     pub(crate) async fn part(&self, request: PartRequest) -> Result<PartReady, ApiError> {
-        let PartRequest { spec, epoch, members, slices, ticket, vcpus } = request;
+        let PartRequest { spec, epoch, members, slices, ticket, audit, vcpus } = request;
         spec.validate().map_err(|error| ApiError::new(ErrorCode::Invalid, error.to_string()))?;
         let hosts: Vec<HostName> = members.iter().map(|member| member.host.clone()).collect();
         spec.validate_span(&hosts).map_err(|error| ApiError::new(ErrorCode::Invalid, error))?;
@@ -199,7 +199,7 @@ impl Supervisor {
         self.check_room(&spec, parts).await?;
         let socket = self.bind()?;
         let port = socket.local_addr().map_err(|error| internal(&error))?.port();
-        let launch = self.launch(Purpose::Part(Share { members, slices, ticket, vcpus }), spec, epoch);
+        let launch = self.launch(Purpose::Part(Share { members, slices, ticket, audit, vcpus }), spec, epoch);
         self.spawn(&launch, Some(socket.into())).await?;
         let address = SocketAddr::new(self.address, port);
         directory.write_ready(&IncomingReady { address }).map_err(|error| internal(&error))?;

@@ -32,6 +32,9 @@ pub struct CreateRequest {
     /// Hosts to spread it over, the one with the devices first; empty for a machine on one host.
     #[serde(default)]
     pub span: Vec<HostName>,
+    /// With `span`: compare the bytes of every copy of a page with those of its version, as long as the machine lives.
+    #[serde(default)]
+    pub audit: bool,
     /// Only say where it would go, and why.
     #[serde(default)]
     pub dry_run: bool,

@@ -32,6 +32,9 @@ pub struct PartRequest {
     /// The secret of its hosts.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub ticket: MeshTicket,
+    /// Compare the bytes of copies of pages with those of their versions.
+    #[serde(default)]
+    pub audit: bool,
     /// Where each vCPU is, for a host that joins a machine that runs; without it the machine begins: all vCPUs are built where the devices
     /// are, and each slice has its home on the host of its place in `members`.
     #[serde(default)]

@@ -123,6 +123,9 @@ pub(crate) struct SpanRecord {
     pub(crate) slices: u8,
     /// The secret of its hosts.
     pub(crate) ticket: MeshTicket,
+    /// Its parts compare the bytes of copies with those of their versions.
+    #[serde(default)]
+    pub(crate) audit: bool,
 }
 
 impl SpanRecord {

@@ -96,6 +96,8 @@ pub struct PartFigures {
     pub bounced: u64,
     /// Pages lost with a host, since the part began.
     pub lost: u64,
+    /// Copies whose bytes were compared with those of their versions, since the part began; one that differs ends the machine.
+    pub audited: u64,
     /// The other hosts of the machine.
     pub peers: Vec<PeerFigures>,
 }

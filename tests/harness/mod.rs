@@ -247,7 +247,8 @@ impl World {
     }
 
     pub async fn create(&self, spec: MachineSpec, on: &str) {
-        let request = CreateRequest { spec, on: Some(on.to_owned()), from: None, span: Vec::new(), dry_run: false };
+        let request =
+            CreateRequest { spec, on: Some(on.to_owned()), from: None, span: Vec::new(), audit: false, dry_run: false };
         self.client.create(&request, &key()).await.unwrap();
     }
 

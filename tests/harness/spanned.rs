@@ -41,10 +41,11 @@ impl SpannedMachine {
         spanning
     }
 
-    /// Creates the machine, in a world that has none of it.
+    /// Creates the machine, in a world that has none of it. Every copy of its pages is audited.
     pub async fn begin(&mut self, over: &[&str], cmdline: &CommandLine) {
         let span: Vec<HostName> = over.iter().map(|host| name(host)).collect();
-        let request = CreateRequest { spec: self.spec(cmdline), on: None, from: None, span, dry_run: false };
+        let request =
+            CreateRequest { spec: self.spec(cmdline), on: None, from: None, span, audit: true, dry_run: false };
         let view = self.world.client.create(&request, &key()).await.unwrap();
         assert_eq!(view.state, MachineState::Running, "{view:?}");
     }

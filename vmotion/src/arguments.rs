@@ -284,6 +284,9 @@ pub(crate) struct CreateArguments {
     /// Spread the machine over these hosts, such as h1,h2: vCPUs and memory in equal parts, devices on the first
     #[arg(long, value_name = "HOST,HOST", value_delimiter = ',', conflicts_with_all = ["on", "from", "huge_pages"])]
     pub(crate) span: Vec<HostName>,
+    /// With --span: compare the bytes of every copy of a page with those of its version, and end the machine rather than believe a wrong one
+    #[arg(long, requires = "span")]
+    pub(crate) audit: bool,
     /// Start from a snapshot directory on the host named by --on, instead of booting
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"], requires = "on")]
     pub(crate) from: Option<PathBuf>,

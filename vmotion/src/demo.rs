@@ -88,7 +88,8 @@ async fn tell(world: &World, arguments: &DemoArguments, say: &impl Fn(&str)) -> 
         dirty_source: DirtySource::Auto,
         interrupts: InterruptController::Kernel,
     };
-    let request = CreateRequest { spec, on: Some("h1".to_owned()), from: None, span: Vec::new(), dry_run: false };
+    let request =
+        CreateRequest { spec, on: Some("h1".to_owned()), from: None, span: Vec::new(), audit: false, dry_run: false };
     let machine = world.client.create(&request, &request_key()).await?;
     say(&format!(
         "{} runs on {}: {} memory, 2 vCPUs, {} written over and over at {}/s, each page stamped and verified, a heartbeat every ms",

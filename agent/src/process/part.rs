@@ -52,6 +52,8 @@ pub struct Share {
     pub slices: u8,
     /// The secret of its hosts.
     pub ticket: MeshTicket,
+    /// Compare the bytes of copies with those of their versions.
+    pub audit: bool,
     /// Where each vCPU is, when this host joins a machine that runs.
     pub vcpus: Option<Vec<Claimed>>,
 }
@@ -141,7 +143,7 @@ impl PartLife {
             ticket: share.ticket.clone(),
             tuning: MeshTuning::default(),
             registry: Arc::new(registry),
-            audit: false,
+            audit: share.audit,
         });
         let part = part.map_err(|error| error_chain(&error))?;
         let recent = RecentFaults::watch(part.memory()).map_err(|error| format!("No thread can be begun: {error}"))?;

@@ -75,7 +75,8 @@ pub(super) fn records(request: &CreateRequest) -> Result<Vec<Change>, ApiError> 
     let Some(hub) = hosts.first() else { return Ok(Vec::new()) };
     let slices = u8::try_from(hosts.len()).unwrap_or(u8::MAX);
     let members = (0..).zip(hosts.iter().cloned()).collect();
-    let span = SpanRecord { members, began_on: hosts.clone(), slices, ticket: MeshTicket::random() };
+    let span =
+        SpanRecord { members, began_on: hosts.clone(), slices, ticket: MeshTicket::random(), audit: request.audit };
     let mut changes = vec![put(span_key(name), &span)?];
     for Piece { name: piece, host, epoch } in first_pieces(request.spec.cpus, hosts) {
         // All vCPUs are built on the hub, which gives them away before the machine runs.
@@ -263,7 +264,7 @@ async fn start(
 }
 
 fn part_request(spec: &MachineSpec, epoch: Epoch, span: &SpanRecord, vcpus: Option<Vec<Claimed>>) -> PartRequest {
-    let SpanRecord { members, slices, ticket, .. } = span;
+    let SpanRecord { members, slices, ticket, audit, .. } = span;
     let members = members.iter().map(|(number, host)| PartMember { number: *number, host: host.clone() });
     PartRequest {
         spec: spec.clone(),
@@ -271,6 +272,7 @@ fn part_request(spec: &MachineSpec, epoch: Epoch, span: &SpanRecord, vcpus: Opti
         members: members.collect(),
         slices: *slices,
         ticket: ticket.clone(),
+        audit: *audit,
         vcpus,
     }
 }

@@ -159,7 +159,7 @@ pub(crate) fn create_request(name: &str, on: Option<&str>) -> CreateRequest {
         dirty_source: Default::default(),
         interrupts: Default::default(),
     };
-    CreateRequest { spec, on: on.map(str::to_owned), from: None, span: Vec::new(), dry_run: false }
+    CreateRequest { spec, on: on.map(str::to_owned), from: None, span: Vec::new(), audit: false, dry_run: false }
 }
 
 pub(crate) fn command(name: &str, to: &str) -> MoveCommand {

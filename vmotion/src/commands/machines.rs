@@ -25,6 +25,7 @@ pub(super) async fn create(arguments: CreateArguments, global: &Global) -> Resul
         dirty,
         interrupts,
         span,
+        audit,
         from,
         dry_run,
     } = arguments;
@@ -52,7 +53,7 @@ pub(super) async fn create(arguments: CreateArguments, global: &Global) -> Resul
         },
     };
     let from = from.as_deref().map(absolute).transpose()?;
-    let request = CreateRequest { spec, on, from, span, dry_run };
+    let request = CreateRequest { spec, on, from, span, audit, dry_run };
     if dry_run {
         let placement = client.create_dry_run(&request).await?;
         if global.json {

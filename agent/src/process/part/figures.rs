@@ -99,6 +99,7 @@ pub(super) fn of(
         pages_known: pages_known as u64,
         bounced: counts.bounced,
         lost: counts.lost,
+        audited: counts.audited,
         peers: peers.collect(),
     })
 }
