@@ -4,20 +4,14 @@
 
 mod machines;
 
-use machines::{PATIENCE, Spanning, cmdline, host, kvm_or_skip};
+use machines::{PATIENCE, Spanning, cmdline, host, kvm_or_skip, third};
 use std::time::{Duration, Instant};
 use vmotion_probe_guest::Program;
-use vmotion_spanning::directory::ShardNumber;
 
 /// How long a machine is left alone.
 const A_WHILE: Duration = Duration::from_millis(300);
 /// Far longer than a connection is silent that is there.
 const SHORT_LEASE: Duration = Duration::from_secs(3);
-
-/// The shards of the host `number` of three.
-fn third(shards: &[ShardNumber], number: usize) -> Vec<ShardNumber> {
-    shards.iter().copied().skip(number).step_by(3).collect()
-}
 
 fn gather(machine: &Spanning) {
     (0..4).for_each(|vcpu| _ = machine.move_vcpu(vcpu, 0));

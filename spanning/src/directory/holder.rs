@@ -18,6 +18,7 @@
 //!  Recall, Shared   Ack: late          error                       S: protect, read, AckData            Ack: the bytes are in the Put
 //!  Recall, Invalid  Ack: late          error                       I: revoke, read, AckData             Ack: the bytes are in the Put
 //!  Grant            fill, map          unprotect                   error                                error
+//!  (GetS: maybe M)
 //!  Redirect         ask again          ask again                   –                                    (read,) Put again
 //!  Lost             poison             poison                      error                                error
 //! ```
@@ -244,7 +245,7 @@ impl Holder {
             // A repetition.
             (Reply::Grant { txn, .. }, _) if txn <= self.seen => Ok((self, none())),
             (Reply::Grant { txn, access, version, content }, Some((_, Asked::Get(asked))))
-                if access == asked && self.work == Work::None =>
+                if access >= asked && self.work == Work::None =>
             {
                 self.install(from, txn, access, version, content)
             }

@@ -21,9 +21,12 @@
 //! copy costs no bytes, and a host that dies with a clean copy loses nothing. A new page is `Shared` by nobody, and zero: its first touch
 //! is answered without bytes.
 //!
+//! A read of a page that goes from writer to writer is granted like a write ([`habit`](super::habit)).
+//!
 //! A `Put` waits for one thing only: the `Done` or the `AckData` of its own host, which it overtook.
 //! While the shard is *closed*, on its way to another host, transactions under way end and none begins.
 
+use super::habit::Habit;
 use super::{
     Access, Answer, Content, HostId, HostSet, Left, Message, Order, Outgoing, ProtocolError, Reply, Request, Txn,
     Version,
@@ -118,6 +121,7 @@ pub struct Home<C> {
     phase: Phase,
     /// At most one request a host.
     queue: VecDeque<Waiting<C>>,
+    habit: Habit,
 }
 
 impl<C> Default for Home<C> {
@@ -128,7 +132,7 @@ impl<C> Default for Home<C> {
 
 impl<C> From<Entry<C>> for Home<C> {
     fn from(entry: Entry<C>) -> Self {
-        Self { entry, phase: Phase::Idle, queue: VecDeque::new() }
+        Self { entry, phase: Phase::Idle, queue: VecDeque::new(), habit: Habit::default() }
     }
 }
 
@@ -345,6 +349,10 @@ impl<C: Clone + Eq> Home<C> {
 
     /// Rule 2, and the same for readers.
     fn begin(&mut self, place: Place, wanted: Wanted, out: &mut Vec<Outgoing<C>>) {
+        let reads = |waiting: &Waiting<C>| matches!(waiting.request, Request::Get { access: Access::Read, .. });
+        let crowded = self.queue.iter().any(reads);
+        let access = self.habit.judge(&self.entry.copies, wanted.from, wanted.access, crowded);
+        let wanted = Wanted { access, ..wanted };
         let (awaited, order) = match (&self.entry.copies, wanted.access) {
             (Copies::Lost, _) => return out.push(reply(wanted.from, place.page, Reply::Lost)),
             (Copies::Owned(owner), Access::Read) => (HostSet::only(*owner), Order::Recall(Left::Shared)),

@@ -108,7 +108,7 @@ pub enum Reply<C> {
     Grant {
         /// The home waits for the `Done` of this.
         txn: Txn,
-        /// What was asked for.
+        /// What was asked for, or more.
         access: Access,
         /// The version that the page has from now on at this host.
         version: Version,

@@ -27,6 +27,7 @@
 
 mod error;
 mod event;
+mod habit;
 mod holder;
 mod home;
 mod homes;

@@ -270,6 +270,11 @@ pub(crate) fn cmdline(program: Program, operations: u64) -> CommandLine {
         .heartbeat_ms(100)
 }
 
+/// The shards of the host `number` of three.
+pub(crate) fn third(shards: &[ShardNumber], number: usize) -> Vec<ShardNumber> {
+    shards.iter().copied().skip(number).step_by(3).collect()
+}
+
 /// Numbers that look random (splitmix64).
 pub(crate) struct Random(pub(crate) u64);
 
