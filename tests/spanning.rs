@@ -101,6 +101,31 @@ fn a_change_that_is_cancelled_leaves_a_machine_that_runs_and_no_empty_host() {
 }
 
 #[test]
+fn a_change_goes_on_when_the_controller_is_back() {
+    scenario("a_change_goes_on_when_the_controller_is_back", async {
+        let cmdline = CommandLine::new().program(Program::Queue).seconds(20);
+        let mut spanning =
+            SpannedMachine::create_over(LEASE, &["h1", "h2", "h3"], &["h1", "h2"], None, 4, &cmdline).await;
+        for (round, after_ms) in [20, 120, 400].into_iter().enumerate() {
+            let over = if round % 2 == 0 { vec![name("h3"), name("h1")] } else { vec![name("h1"), name("h2")] };
+            let client = &spanning.world.client;
+            let operation =
+                client.reshape(&spanning.machine, ShapeChange::Spread { over: over.clone() }, &key()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(after_ms)).await;
+            spanning.world.kill_service("controller").await;
+            spanning.world.start_service("controller");
+            spanning.world.wait_until_up().await;
+            let over_now = spanning.world.wait_for_outcome(&operation, Duration::from_secs(60)).await;
+            assert_eq!(over_now.outcome, Some(MoveOutcome::Moved), "{over_now:?}");
+            let pieces = spanning.pieces().await;
+            let there = |piece: &String| over.iter().any(|host| piece.ends_with(&format!(" {host}")));
+            assert!(pieces.iter().all(there), "{pieces:?} over {over:?}");
+        }
+        spanning.comes_to_a_good_end().await;
+    });
+}
+
+#[test]
 fn vcpus_that_share_a_page_are_advised_to_come_together() {
     scenario("vcpus_that_share_a_page_are_advised_to_come_together", async {
         let cmdline = CommandLine::new().program(Program::Mutex);
