@@ -85,3 +85,42 @@ fn no_order_of_memory_is_broken_and_no_increment_lost() {
         machine.end().await;
     });
 }
+
+/// What a program does in a second, on one host and on two: prints a table. Both hosts are this machine, so two add no processors; what is
+/// seen is what it costs that memory is not in one place.
+#[test]
+#[ignore = "it measures"]
+fn measure_programs_on_one_host_and_on_two() {
+    scenario("measure_programs_on_one_host_and_on_two", async {
+        let seconds = setting("VMOTION_MEASURE_SECONDS", 5);
+        let rounds = setting("VMOTION_MEASURE_ROUNDS", 3);
+        let line = |program| CommandLine::new().program(program).working_set_bytes(32 << 20).seconds(seconds);
+        let over: [&[&str]; 2] = [&["h1"], &["h1", "h2"]];
+        let mut machine =
+            SpannedMachine::create_over(LEASE, &["h1", "h2"], over[0], None, 2, &line(Program::ALL[0])).await;
+        machine.audit = false;
+        println!("| program | one host, operations a second | two hosts | ratio |\n|---|---:|---:|---:|");
+        let mut is_first = true;
+        for program in Program::ALL {
+            let mut rates = [Vec::new(), Vec::new()];
+            for round in 0..rounds {
+                for at in [round % 2, 1 - round % 2] {
+                    let at = usize::try_from(at).unwrap();
+                    if !std::mem::take(&mut is_first) {
+                        machine.begin(over[at], &line(program)).await;
+                    }
+                    let proof = machine.finds_nothing_wrong(PATIENCE).await;
+                    let done = proof.split(' ').find_map(|word| word.strip_prefix("operations=")).unwrap();
+                    rates[at].push(done.parse::<u64>().unwrap() / seconds);
+                    machine.remove().await;
+                }
+            }
+            let [one, two] = rates.map(|mut rates| {
+                rates.sort_unstable();
+                rates[rates.len() / 2]
+            });
+            println!("| {program} | {one} | {two} | {:.2} |", two as f64 / one as f64);
+        }
+        machine.world.stop().await;
+    });
+}

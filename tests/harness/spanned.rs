@@ -11,6 +11,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct SpannedMachine {
     pub world: World,
     pub machine: MachineName,
+    /// Every copy of the pages of what is created from now on is audited.
+    pub audit: bool,
     cpus: u8,
 }
 
@@ -36,16 +38,16 @@ impl SpannedMachine {
         cmdline: &CommandLine,
     ) -> Self {
         let world = World::start_with(lease, None, hosts, apart).await;
-        let mut spanning = Self { world, machine: name("big1"), cpus };
+        let mut spanning = Self { world, machine: name("big1"), audit: true, cpus };
         spanning.begin(over, cmdline).await;
         spanning
     }
 
-    /// Creates the machine, in a world that has none of it. Every copy of its pages is audited.
+    /// Creates the machine, in a world that has none of it.
     pub async fn begin(&mut self, over: &[&str], cmdline: &CommandLine) {
         let span: Vec<HostName> = over.iter().map(|host| name(host)).collect();
         let request =
-            CreateRequest { spec: self.spec(cmdline), on: None, from: None, span, audit: true, dry_run: false };
+            CreateRequest { spec: self.spec(cmdline), on: None, from: None, span, audit: self.audit, dry_run: false };
         let view = self.world.client.create(&request, &key()).await.unwrap();
         assert_eq!(view.state, MachineState::Running, "{view:?}");
     }

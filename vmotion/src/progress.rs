@@ -112,6 +112,9 @@ fn line(operation: &Operation) -> String {
     if let Some(at) = steps.iter().position(|step| step.done.is_none() && step.failed.is_none()) {
         return format!("{machine}  step {} of {}: {}{waiting}", at + 1, steps.len(), steps[at].step);
     }
+    if !steps.is_empty() {
+        return format!("{machine}  {} steps are done{waiting}", steps.len());
+    }
     let doing = progress.as_ref().map_or_else(|| "preparing".to_owned(), numbers);
     format!("{machine} → {target}  {doing}{waiting}")
 }
