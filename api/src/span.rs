@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use vmotion_model::{
-    Advice, Epoch, HostName, HotPage, MachineName, MachineSpec, PartFigures, PieceName, Sharing, Step,
+    Advice, Epoch, HostName, HotPage, MachineName, MachineSpec, PartFigures, PieceName, Sharing, Step, VcpuPause,
 };
 use vmotion_transport::mesh::MeshTicket;
 
@@ -113,6 +113,9 @@ pub struct PartAnswer {
     /// How long a vCPU that was given stood still, in ms.
     #[serde(default)]
     pub pause_ms: f64,
+    /// What of.
+    #[serde(default)]
+    pub pause: Option<VcpuPause>,
     /// From the order until it was done, in ms.
     #[serde(default)]
     pub total_ms: f64,

@@ -31,7 +31,7 @@ pub use placement::{Judgement, Placement, Verdict};
 pub use report::{DigestReport, DowntimeReport, FollowReport, MoveSummary, Prediction};
 pub use request::{MoveLimit, MoveRequest};
 pub use shape::{
-    Advice, HotPage, PageFaults, PartFigures, PeerFigures, Sharing, Step, StepDone, StepReport, VcpuFigures,
+    Advice, HotPage, PageFaults, PartFigures, PeerFigures, Sharing, Step, StepDone, StepReport, VcpuFigures, VcpuPause,
 };
 pub use size::{Bandwidth, BandwidthError, ByteSize, SizeError};
 pub use spec::{Backing, DirtySource, DiskSpec, InterruptController, MachineSpec, SpecError};

@@ -74,8 +74,27 @@ pub struct StepDone {
     pub total_ms: f64,
     /// How long a vCPU stood still, in ms; 0 for everything else, which never makes the guest stand still.
     pub pause_ms: f64,
+    /// What of.
+    #[serde(default)]
+    pub pause: Option<VcpuPause>,
     /// Pages that went along with a slice of memory, or that were given back.
     pub pages: u64,
+}
+
+/// What the pause of a vCPU that moves is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VcpuPause {
+    /// From the order until it had left the guest, in ms.
+    pub stop_ms: f64,
+    /// Reading all of it, in ms.
+    pub save_ms: f64,
+    /// What is not in the others: its state's way to its new host, and the answer's back, in ms.
+    pub transfer_ms: f64,
+    /// Setting all of it on the new host, in ms.
+    pub restore_ms: f64,
+    /// Until the store had said that the new host has it, in ms.
+    pub claim_ms: f64,
 }
 
 /// What a host's part of a machine did lately.

@@ -11,7 +11,7 @@ use vmotion_model::{
     InterruptController, Judgement, MachineSpec, MachineState, MoveId, MoveOutcome, MovePhase, MoveProgress,
     MoveRequest, MoveSummary, Outlook, PageCounts, PageFaults, PartFigures, PeerFigures, Piece, PieceName, Placement,
     Prediction, RoundRecord, Sharing, Step, StepDone, StepReport, Strategy, Survey, Timeline, TimelineEvent,
-    TimelineSample, VcpuFigures, Verdict,
+    TimelineSample, VcpuFigures, VcpuPause, Verdict,
 };
 
 const PAGE: &str = include_str!("../../docs/cli.md");
@@ -295,6 +295,7 @@ fn the_fields_of_every_object_are_those_documented() {
         ("ShapePlan", fields(&ShapePlan { machine: "big1".parse().unwrap(), steps: Vec::new() })),
         ("StepReport", step_fields()),
         ("StepDone", fields(&StepDone::default())),
+        ("VcpuPause", fields(&VcpuPause::default())),
         ("MachineSpec", fields(&spec())),
         ("DiskSpec", fields(&spec().disks[0])),
         ("Operation", fields(&operation())),

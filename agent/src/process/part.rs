@@ -258,7 +258,8 @@ impl PartLife {
         match piece {
             PieceName::Vcpu(vcpu) => {
                 let given = self.part.give_vcpu(vcpu, to, GIVE_PATIENCE).map_err(|error| to_refusal(&error))?;
-                Ok(PartAnswer { pause_ms: given.pause.as_secs_f64() * 1000.0, ..PartAnswer::default() })
+                let pause_ms = given.pause.as_secs_f64() * 1000.0;
+                Ok(PartAnswer { pause_ms, pause: Some(given.parts), ..PartAnswer::default() })
             }
             PieceName::Memory(slice) => match self.part.give_homes(self.shards_of(slice)?, to, TURN) {
                 Ok(_) => Ok(PartAnswer::default()),

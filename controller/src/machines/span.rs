@@ -374,8 +374,10 @@ async fn to_the_end(
 ) -> Result<StepDone, ClientError> {
     let mut done = StepDone::default();
     loop {
-        let PartAnswer { pause_ms, pages, more, .. } = agent(app, host)?.order_part(name, order).await?;
+        let PartAnswer { pause_ms, pause, pages, more, .. } = agent(app, host)?.order_part(name, order).await?;
         done.pause_ms += pause_ms;
+        // A vCPU goes at once: there is one at most.
+        done.pause = done.pause.or(pause);
         done.pages += pages;
         if !more {
             return Ok(done);

@@ -17,6 +17,7 @@ use crate::state::{SECTION_VERSION, SectionReader, SectionWriter, vcpu_section};
 use crate::vcpu::{Command, Vcpu, VcpuState, ask_all};
 use std::slice;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 impl Inner {
     /// What only a part has.
@@ -121,10 +122,12 @@ impl Machine {
             }
             error
         };
+        let begun = Instant::now();
         leaving.shared().request_stop();
         if !self.inner.context.parked.wait_for(leaving.shared(), || leaving.shared().request_stop()) {
             return Err(stays(MachineError::VcpuSilent { vcpu }));
         }
+        let stopped = Instant::now();
         let index = usize::from(vcpu);
         // Before it is saved: what arrives now would be in nobody's state.
         driver.controller().leave(index);
@@ -134,7 +137,8 @@ impl Machine {
             let mut writer = SectionWriter::default();
             states.iter().try_for_each(|(state, _)| writer.put(&vcpu_section(vcpu), SECTION_VERSION, state))?;
             let tsc_advanced = states.first().map_or(0, |(_, advanced)| *advanced);
-            Ok(Released { state: writer.finish(), tsc_advanced })
+            let (stop, save) = (stopped - begun, stopped.elapsed());
+            Ok(Released { state: writer.finish(), tsc_advanced, stop, save })
         });
         released.map_err(|error| {
             leaving.shared().set_here(true);
@@ -227,6 +231,10 @@ pub struct Released {
     pub state: Vec<u8>,
     /// How far its TSC was set forward by [`Machine::advance_tsc`] here, in ticks of this host's TSC, all in all.
     pub tsc_advanced: u64,
+    /// How long it took to leave the guest.
+    pub stop: Duration,
+    /// How long it took to save it.
+    pub save: Duration,
 }
 
 /// A vCPU that was restored and belongs to nobody yet. Dropped, it is not here, and what has come for it is sent after it.

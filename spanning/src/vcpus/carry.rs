@@ -2,7 +2,7 @@
 
 use super::{
     desk::{Desk, Heard, To},
-    letter::Letter,
+    letter::{Letter, Took},
 };
 use crate::{
     clock::{Departure, Timekeeper, Untimely},
@@ -19,7 +19,7 @@ use std::{
 };
 use thiserror::Error;
 use vmotion_machine::{ExitReason, Machine, MachineError, Released};
-use vmotion_model::{Epoch, error_chain};
+use vmotion_model::{Epoch, VcpuPause, error_chain};
 use vmotion_transport::mesh::MESSAGE_BYTES_MAX;
 
 /// How long to wait before the store is asked again.
@@ -32,12 +32,14 @@ const LEAVING: &str = "it is leaving the machine";
 const AROUND_STATE: usize = 256;
 
 /// A vCPU that moved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Given {
     /// Where it is now, and since when.
     pub placement: Placement,
     /// How long it stood still: from the order to stop until its new host said that it runs.
     pub pause: Duration,
+    /// What of. Of a move whose target was not heard only what this host did.
+    pub parts: VcpuPause,
     /// Its state, in bytes.
     pub state_bytes: usize,
 }
@@ -153,7 +155,7 @@ impl Carrier {
         self.desk.send(To::Host(to), Letter::Expect { vcpu, epoch });
         let ready = hear(heard, until, |heard| match heard {
             Heard::Ready(of) => (of == epoch).then_some(None),
-            Heard::Taken(of, refused) => (of == epoch).then_some(refused),
+            Heard::Taken(of, taken) => (of == epoch).then(|| taken.err()),
         });
         match ready {
             Some(None) => {}
@@ -184,15 +186,16 @@ impl Carrier {
         };
         self.desk.send(To::Host(to), Letter::State { vcpu, epoch, departure, state: released.state.clone() });
         let taken = hear(heard, stopped + patience, |heard| match heard {
-            Heard::Taken(of, refused) => (of == epoch).then_some(refused),
+            Heard::Taken(of, taken) => (of == epoch).then_some(taken),
             Heard::Ready(_) => None,
         });
         match taken {
-            Some(None) => {
+            Some(Ok(took)) => {
                 self.desk.learn(vcpu, wanted);
-                Ok(Given { placement: wanted, pause: stopped.elapsed(), state_bytes })
+                let pause = stopped.elapsed();
+                Ok(Given { placement: wanted, pause, parts: parts_of(pause, &released, Some(took)), state_bytes })
             }
-            Some(Some(reason)) => self.take_back(vcpu, wanted, &released, reason, stopped),
+            Some(Err(reason)) => self.take_back(vcpu, wanted, &released, reason, stopped),
             None => {
                 let reason = format!("it does not say within {patience:?} that it has it");
                 self.take_back(vcpu, wanted, &released, reason, stopped)
@@ -220,7 +223,9 @@ impl Carrier {
         };
         if owner != mine {
             self.desk.learn(vcpu, owner);
-            return Ok(Given { placement: owner, pause: stopped.elapsed(), state_bytes: released.state.len() });
+            let pause = stopped.elapsed();
+            let (parts, state_bytes) = (parts_of(pause, released, None), released.state.len());
+            return Ok(Given { placement: owner, pause, parts, state_bytes });
         }
         // This host's TSC is behind itself by what it is set forward by and the vCPU shows already.
         let tsc_ahead = 0u64.wrapping_sub(released.tsc_advanced);
@@ -259,11 +264,11 @@ impl Carrier {
             let answer = match letter {
                 Letter::Expect { vcpu, epoch } => Some(match self.expect(vcpu, from) {
                     Ok(()) => Letter::Ready { vcpu, epoch },
-                    Err(reason) => Letter::Taken { vcpu, epoch, refused: Some(reason) },
+                    Err(reason) => Letter::Taken { vcpu, epoch, taken: Err(reason) },
                 }),
                 Letter::State { vcpu, epoch, departure, state } => {
-                    let refused = self.take(vcpu, epoch, &state, (from, departure)).err();
-                    Some(Letter::Taken { vcpu, epoch, refused })
+                    let taken = self.take(vcpu, epoch, &state, (from, departure));
+                    Some(Letter::Taken { vcpu, epoch, taken })
                 }
                 Letter::Forget { vcpu, .. } => {
                     self.machine.forget_vcpu(vcpu);
@@ -285,7 +290,7 @@ impl Carrier {
         self.machine.expect_vcpu(vcpu).map_err(|error| error_chain(&error))
     }
 
-    fn take(&self, vcpu: u8, epoch: Epoch, state: &[u8], left: (HostId, Departure)) -> Result<(), String> {
+    fn take(&self, vcpu: u8, epoch: Epoch, state: &[u8], left: (HostId, Departure)) -> Result<Took, String> {
         if !self.desk.arrives(vcpu) {
             return Err(LEAVING.to_owned());
         }
@@ -294,17 +299,20 @@ impl Carrier {
         taken
     }
 
-    fn adopt(&self, vcpu: u8, epoch: Epoch, state: &[u8], left: (HostId, Departure)) -> Result<(), String> {
+    fn adopt(&self, vcpu: u8, epoch: Epoch, state: &[u8], left: (HostId, Departure)) -> Result<Took, String> {
         let (from, departure) = left;
+        let begun = Instant::now();
         let tsc_ahead = self.time.arrival(from, departure).map_err(|error| error_chain(&error))?;
         let arrived = self.machine.adopt_vcpu(vcpu, state, tsc_ahead).map_err(|error| error_chain(&error))?;
         let mine = Placement { host: self.desk.me, epoch };
+        let restored = Instant::now();
         match self.claim(vcpu, mine) {
             Some(owner) if owner == mine => {
+                let took = Took { restore_ns: ns(restored - begun), claim_ns: ns(restored.elapsed()) };
                 self.desk.learn(vcpu, mine);
                 arrived.run();
                 self.desk.send(To::Others, Letter::Placed { vcpu, epoch });
-                Ok(())
+                Ok(took)
             }
             Some(owner) => {
                 self.desk.learn(vcpu, owner);
@@ -313,6 +321,21 @@ impl Carrier {
             None => Err("the target's part of the machine was closed".to_owned()),
         }
     }
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What the `pause` of a vCPU that was `released` was spent on.
+fn parts_of(pause: Duration, released: &Released, took: Option<Took>) -> VcpuPause {
+    let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
+    let there = |ns: fn(Took) -> u64| ms(Duration::from_nanos(took.map_or(0, ns)));
+    let (restore_ms, claim_ms) = (there(|took| took.restore_ns), there(|took| took.claim_ns));
+    let (stop_ms, save_ms) = (ms(released.stop), ms(released.save));
+    // Clocks of two hosts are not compared: what is left was spent between them.
+    let transfer_ms = (ms(pause) - stop_ms - save_ms - restore_ms - claim_ms).max(0.0);
+    VcpuPause { stop_ms, save_ms, transfer_ms, restore_ms, claim_ms }
 }
 
 /// The first thing heard that `wanted` takes, until then.

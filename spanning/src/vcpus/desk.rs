@@ -1,6 +1,6 @@
 //! Where the machine's threads leave what other hosts are to hear, and wait for what they say.
 
-use super::letter::{ACCESS_BYTES_MAX, Access, Letter};
+use super::letter::{ACCESS_BYTES_MAX, Access, Letter, Took};
 use crate::{
     directory::{HostId, HostSet},
     registry::Placement,
@@ -46,7 +46,7 @@ pub(super) struct Accessing {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Heard {
     Ready(Epoch),
-    Taken(Epoch, Option<String>),
+    Taken(Epoch, Result<Took, String>),
 }
 
 pub(super) struct Desk {

@@ -32,8 +32,8 @@ pub(super) enum Letter {
     Ready { vcpu: u8, epoch: Epoch },
     /// This is it; and the machine's time, as it left it.
     State { vcpu: u8, epoch: Epoch, departure: Departure, state: Vec<u8> },
-    /// It is here; or why it is not.
-    Taken { vcpu: u8, epoch: Epoch, refused: Option<String> },
+    /// It runs here; or why it does not.
+    Taken { vcpu: u8, epoch: Epoch, taken: Result<Took, String> },
     /// It will not come, unless it is there.
     Forget { vcpu: u8, epoch: Epoch },
     /// The sender is about to leave, in this attempt: the vCPUs that it had, and the hosts that have them since.
@@ -42,6 +42,13 @@ pub(super) enum Letter {
     Farewell { attempt: u64 },
     /// The guest has ended.
     Ended(ExitReason),
+}
+
+/// How long the target of a move took, in ns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Took {
+    pub(super) restore_ns: u64,
+    pub(super) claim_ns: u64,
 }
 
 /// An access to a device.

@@ -136,7 +136,7 @@ impl VcpuUser {
             Letter::Accessed { number, data } => self.desk.accessed(number, data),
             Letter::Placed { vcpu, epoch } => self.desk.learn(vcpu, Placement { host: from, epoch }),
             Letter::Ready { vcpu, epoch } => self.desk.heard(vcpu, Heard::Ready(epoch)),
-            Letter::Taken { vcpu, epoch, refused } => self.desk.heard(vcpu, Heard::Taken(epoch, refused)),
+            Letter::Taken { vcpu, epoch, taken } => self.desk.heard(vcpu, Heard::Taken(epoch, taken)),
             Letter::Leaving { attempt, placements } => {
                 for (vcpu, at, epoch) in placements {
                     // Where a host that has left was is old news.

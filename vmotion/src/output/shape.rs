@@ -2,7 +2,7 @@
 
 use super::table;
 use vmotion_api::{MemberView, Operation, ShapePlan, SpanView};
-use vmotion_model::{Advice, HotPage, MoveOutcome, PAGE_SIZE, PartFigures, Sharing, StepDone};
+use vmotion_model::{Advice, HotPage, MoveOutcome, PAGE_SIZE, PartFigures, Sharing, StepDone, VcpuPause};
 
 /// What the hosts of a machine do, and who waits for whom.
 pub(crate) fn shape(view: &SpanView) {
@@ -79,8 +79,13 @@ pub(super) fn operation(operation: &Operation) {
     for step in steps {
         let began = step.began_ms.map_or_else(|| "          ".to_owned(), |ms| format!("{ms:>7.0} ms"));
         let came = match (&step.done, &step.failed) {
-            (Some(StepDone { total_ms, pause_ms, pages }), _) => {
-                let paused = if *pause_ms > 0.0 { format!(", paused {pause_ms:.1} ms") } else { String::new() };
+            (Some(StepDone { total_ms, pause_ms, pause, pages }), _) => {
+                let mut paused = if *pause_ms > 0.0 { format!(", paused {pause_ms:.1} ms") } else { String::new() };
+                if let Some(VcpuPause { stop_ms, save_ms, transfer_ms, restore_ms, claim_ms }) = pause {
+                    paused += &format!(
+                        " (stop {stop_ms:.1}, save {save_ms:.1}, transfer {transfer_ms:.1}, restore {restore_ms:.1}, claim {claim_ms:.1})"
+                    );
+                }
                 let pages = if *pages > 0 { format!(", {pages} pages") } else { String::new() };
                 format!("{total_ms:.1} ms{paused}{pages}")
             }
