@@ -262,7 +262,7 @@ impl Carrier {
     pub(super) fn take_all(&self, letters: &Receiver<(HostId, Letter)>) {
         while let Ok((from, letter)) = letters.recv() {
             let answer = match letter {
-                Letter::Expect { vcpu, epoch } => Some(match self.expect(vcpu, from) {
+                Letter::Expect { vcpu, epoch } => Some(match self.expect(vcpu, epoch, from) {
                     Ok(()) => Letter::Ready { vcpu, epoch },
                     Err(reason) => Letter::Taken { vcpu, epoch, taken: Err(reason) },
                 }),
@@ -282,11 +282,15 @@ impl Carrier {
         }
     }
 
-    fn expect(&self, vcpu: u8, from: HostId) -> Result<(), String> {
+    fn expect(&self, vcpu: u8, epoch: Epoch, from: HostId) -> Result<(), String> {
         if self.desk.is_leaving() {
             return Err(LEAVING.to_owned());
         }
         self.time.wait_for(from, Instant::now() + TIME_KNOWN).map_err(|error| error_chain(&error))?;
+        // Who has it now is known. But a store that does not answer is better found out before the vCPU stands still for it, and what has
+        // just answered once answers sooner.
+        let current = Placement { host: from, epoch: Epoch(epoch.0.saturating_sub(1)) };
+        self.registry.claim(Piece::Vcpu(vcpu), current).map_err(|error| error_chain(&error))?;
         self.machine.expect_vcpu(vcpu).map_err(|error| error_chain(&error))
     }
 

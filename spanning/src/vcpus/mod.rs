@@ -12,7 +12,8 @@
 //!
 //! ```text
 //!  source                                   target
-//!    Expect ───────────────────────────────▶  interrupts for it wait here
+//!    Expect ───────────────────────────────▶  interrupts for it wait here; asks the store once, which
+//!                                             is known to answer then, over a connection that is warm
 //!    ◀────────────────────────────── Ready
 //!    stops and saves it; its interrupts
 //!    go to the target from now on
