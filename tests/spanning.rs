@@ -1,13 +1,15 @@
 //! Machines that span hosts, each with a process, an agent and memory of its own: created, looked at, their pieces moved, stopped, removed.
 
-#![allow(clippy::unwrap_used, reason = "a test's panic is its report")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test's panic is its report, and so are figures")]
 
 mod harness;
 
 use harness::{SpannedMachine, key, name, scenario};
 use std::time::{Duration, Instant};
 use vmotion_api::{ClientError, CreateRequest, MoveCommand, ShapeChange};
-use vmotion_model::{ErrorCode, InterruptController, MachineSpec, MachineState, MoveOutcome, MoveRequest, Step};
+use vmotion_model::{
+    ErrorCode, InterruptController, MachineSpec, MachineState, MoveOutcome, MoveRequest, Step, VcpuPause,
+};
 use vmotion_probe_guest::{CommandLine, Program};
 
 const LEASE: Duration = Duration::from_secs(10);
@@ -197,5 +199,36 @@ fn what_cannot_be_is_refused_by_name() {
         let stopped = refusal(spanning.change(piece("vcpu0", "h2")).await.unwrap_err());
         assert!(stopped.message.contains("only pieces of a running machine"), "{stopped}");
         spanning.end().await;
+    });
+}
+
+/// `cargo nextest run -p vmotion --test spanning --run-ignored only measure --no-capture`
+#[test]
+#[ignore = "measures"]
+fn measure_pauses_of_vcpus_under_load() {
+    scenario("measure_pauses_of_vcpus_under_load", async {
+        const MOVES: usize = 60;
+        let cmdline = CommandLine::new().program(Program::Litmus).seconds(600);
+        let spanning = create(&cmdline).await;
+        let mut pauses: Vec<(f64, VcpuPause)> = Vec::new();
+        let there_and_back = [("vcpu1", "h2"), ("vcpu3", "h1"), ("vcpu1", "h1"), ("vcpu3", "h2")];
+        for (piece, to) in there_and_back.into_iter().cycle().take(MOVES) {
+            let done = spanning.give(piece, to).await.unwrap().steps[0].done.unwrap();
+            pauses.push((done.pause_ms, done.pause.unwrap()));
+        }
+        let print = |what: &str, of: fn(&(f64, VcpuPause)) -> f64| {
+            let mut all: Vec<f64> = pauses.iter().map(of).collect();
+            all.sort_unstable_by(f64::total_cmp);
+            let at = |percent: usize| all[(all.len() - 1) * percent / 100];
+            println!("  {what:8} p50 {:6.2}   p90 {:6.2}   worst {:6.2} ms", at(50), at(90), at(100));
+        };
+        println!("{MOVES} moves of vCPUs of a guest that keeps 4 busy:");
+        print("pause", |(all, _)| *all);
+        print("stop", |(_, pause)| pause.stop_ms);
+        print("save", |(_, pause)| pause.save_ms);
+        print("transfer", |(_, pause)| pause.transfer_ms);
+        print("restore", |(_, pause)| pause.restore_ms);
+        print("claim", |(_, pause)| pause.claim_ms);
+        spanning.world.client.stop(&spanning.machine).await.unwrap();
     });
 }
