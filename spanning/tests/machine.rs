@@ -155,18 +155,75 @@ fn measure() {
         }
         println!("{}", machine.finish(program));
     }
-    for hosts in [1, 2, 2, 1, 1, 2] {
-        let mut machine = Spanning::boot(hosts, 2, 256, &line(Program::Sum));
-        assert_eq!(machine.hub().wait_exit(SOON), Some(ExitReason::PowerOff));
-        machine.read_console();
-        // After all of it was put in place.
-        let seconds = machine.console.0.lines().filter(|line| line.starts_with("S "));
-        let pages: Vec<u64> =
-            seconds.filter_map(|line| line.split("written=").nth(1)?.split(' ').next()?.parse().ok()).collect();
-        println!(
-            "{hosts} hosts: {:?} pages added up by second",
-            pages.windows(2).map(|two| two[1] - two[0]).collect::<Vec<_>>()
-        );
-        machine.finish(Program::Sum);
+}
+
+/// What a machine loses by being on two hosts when each vCPU works on what is on its own: all parts and meshes are in this process, so its processor
+/// time has all that they cost.
+#[test]
+#[ignore = "a measurement: cargo nextest run -p vmotion-spanning --test machine --run-ignored only --no-capture local_work"]
+fn measure_local_work() {
+    const RUNS: usize = 10;
+    if !kvm_or_skip("measure_local_work") {
+        return;
+    }
+    let processor_s = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        // A thread may have ended meanwhile.
+        let of = |task: std::io::Result<std::fs::DirEntry>| {
+            let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<f64>().ok()
+        };
+        tasks.filter_map(of).sum::<f64>() / 1e9
+    };
+    let median = |mut all: Vec<f64>| {
+        all.sort_unstable_by(f64::total_cmp);
+        all[all.len() / 2]
+    };
+    for program in [Program::Sum, Program::Scan] {
+        let mut figures = [Vec::new(), Vec::new()];
+        for number in 0..RUNS {
+            // One host, two, two, one: whatever drifts is in both.
+            let two = number % 4 == 1 || number % 4 == 2;
+            let line = cmdline(program, u64::MAX).working_set_bytes(16 << 20).seconds(6);
+            let mut machine = Spanning::boot(if two { 2 } else { 1 }, 2, 256, &line);
+            // What is read first comes from where it was written: of no interest here.
+            let begun = Instant::now();
+            let pages = |machine: &mut Spanning| {
+                machine.read_console();
+                let last =
+                    machine.console.0.lines().rev().find_map(|line| line.strip_prefix("S ")?.split("written=").nth(1));
+                last.and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok())
+            };
+            let mut first = None;
+            while begun.elapsed() < Duration::from_secs(2) {
+                std::thread::sleep(Duration::from_millis(20));
+                first = pages(&mut machine).or(first);
+            }
+            // At a line, of which there is one a second.
+            let next = |machine: &mut Spanning, than: Option<f64>| loop {
+                let now = pages(machine);
+                if now != than {
+                    return (now.unwrap(), processor_s(), Instant::now());
+                }
+                assert!(machine.hub().wait_exit(Duration::from_millis(1)).is_none());
+            };
+            let before = next(&mut machine, first);
+            let middle = next(&mut machine, Some(before.0));
+            let after = next(&mut machine, Some(middle.0));
+            let work = after.0 - before.0;
+            figures[usize::from(two)].push((work / (after.2 - before.2).as_secs_f64(), work / (after.1 - before.1)));
+            assert_eq!(machine.hub().wait_exit(SOON), Some(ExitReason::PowerOff));
+            machine.finish(program);
+        }
+        let rows: [(&str, fn(&(f64, f64)) -> f64); 2] =
+            [("in a second", |run| run.0), ("in a second of processor time", |run| run.1)];
+        for (what, figure) in rows {
+            let [one, two] = [0, 1].map(|which: usize| median(figures[which].iter().map(figure).collect()));
+            println!(
+                "{:8} {what:34} one host {one:12.0}   two {two:12.0}   {:6.1} %",
+                program.to_string(),
+                two / one * 100.0
+            );
+        }
     }
 }
