@@ -162,7 +162,7 @@ fn measure() {
 #[test]
 #[ignore = "a measurement: cargo nextest run -p vmotion-spanning --test machine --run-ignored only --no-capture local_work"]
 fn measure_local_work() {
-    const RUNS: usize = 10;
+    const RUNS: usize = 6;
     if !kvm_or_skip("measure_local_work") {
         return;
     }
