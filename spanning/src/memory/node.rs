@@ -245,6 +245,8 @@ impl MemoryNode {
     }
 }
 
+// Nothing is awaited in the mesh's sense, though threads wait for pages: the looking thread would be on a processor that vCPUs use. Measured
+// with two of them on two processors: a fault takes 155 µs instead of 55.
 impl MeshUser for MemoryNode {
     fn wakes<'a>(&'a self, into: &mut Vec<BorrowedFd<'a>>) {
         into.push(self.mailbox.as_fd());
