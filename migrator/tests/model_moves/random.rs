@@ -241,6 +241,7 @@ fn one(seed: u64, number: u64, tally: &Mutex<Tally>) {
                     MoveOutcome::Surveyed => "surveyed",
                     MoveOutcome::RolledBack { .. } => "rolled back",
                     MoveOutcome::Stranded { .. } | MoveOutcome::SourceLost { .. } => "stranded",
+                    MoveOutcome::Partly { .. } => "of pieces, which no guest here has",
                 },
                 (None, Some(TargetOutcome::Running(_))) => "source killed, moved",
                 (None, Some(TargetOutcome::Failed { .. })) => "source killed, stranded",
