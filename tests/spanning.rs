@@ -8,9 +8,9 @@ use harness::{SpannedMachine, key, name, scenario};
 use std::time::{Duration, Instant};
 use vmotion_api::{ClientError, CreateRequest, MoveCommand, ShapeChange};
 use vmotion_model::{
-    ErrorCode, InterruptController, MachineSpec, MachineState, MoveOutcome, MoveRequest, Step, VcpuPause,
+    ByteSize, ErrorCode, InterruptController, MachineSpec, MachineState, MoveOutcome, MoveRequest, Step, VcpuPause,
 };
-use vmotion_probe_guest::{CommandLine, Program};
+use vmotion_probe_guest::{CommandLine, ConsoleLine, Program, Rate};
 
 const LEASE: Duration = Duration::from_secs(10);
 
@@ -128,6 +128,40 @@ fn a_change_goes_on_when_the_controller_is_back() {
 }
 
 #[test]
+fn a_disk_is_used_by_a_vcpu_on_another_host() {
+    scenario("a_disk_is_used_by_a_vcpu_on_another_host", async {
+        let cmdline = CommandLine::new()
+            .working_set_bytes(8 << 20)
+            .rate(Rate::BytesPerSecond(4 << 20))
+            .disk_rate(1000)
+            .seconds(8);
+        let spanning = SpannedMachine::create_with(LEASE, &["h1", "h2"], 2, 16 << 20, &cmdline).await;
+        // The vCPU that drives the disk goes away from it and comes back.
+        let mut moved = 0;
+        while spanning.view().await.state == MachineState::Running {
+            for to in ["h2", "h1"] {
+                moved += usize::from(spanning.give("vcpu0", to).await.is_some());
+                tokio::time::sleep(Duration::from_millis(700)).await;
+            }
+        }
+        let view = spanning.wait_until_it_stands(Duration::from_secs(5)).await;
+        let console = spanning.console();
+        assert!(view.reason.is_some_and(|reason| reason.contains("powered off")), "{console}");
+        let seconds = console.lines().filter_map(|line| match ConsoleLine::parse(line) {
+            ConsoleLine::Second(second) => Some(second),
+            _ => None,
+        });
+        let last = seconds.last().unwrap();
+        assert!(last.corrupt == 0 && last.tsc_backwards == 0 && console.contains("errors=0"), "{console}");
+        let [disk] = last.disks.as_slice() else { panic!("{console}") };
+        assert!(disk.failed == 0 && disk.corrupt == 0 && disk.writes > 100 && disk.reads > 100, "{disk:?}");
+        assert!(moved > 2, "{moved} moves");
+        println!("{moved} moves, {disk:?}");
+        spanning.end().await;
+    });
+}
+
+#[test]
 fn vcpus_that_share_a_page_are_advised_to_come_together() {
     scenario("vcpus_that_share_a_page_are_advised_to_come_together", async {
         let cmdline = CommandLine::new().program(Program::Mutex);
@@ -190,6 +224,7 @@ fn what_cannot_be_is_refused_by_name() {
             (of(|request| request.span.push(name("h7"))), "there is no such host"),
             (of(|request| request.spec.interrupts = InterruptController::Kernel), "use interrupts user"),
             (of(|request| request.on = Some("h1".to_owned())), "contradict each other"),
+            (of(|request| request.spec.memory = ByteSize::gib(1000)), "bytes of memory free, its share is"),
         ] {
             let error = refusal(client.create(&request, &key()).await.unwrap_err());
             assert!(error.message.contains(wanted), "{error}");

@@ -3,7 +3,9 @@
 use super::{Apart, World, key, name};
 use std::time::{Duration, Instant};
 use vmotion_api::{ClientError, CreateRequest, MachineView, Operation, ShapeChange};
-use vmotion_model::{ByteSize, HostName, InterruptController, MachineName, MachineSpec, MachineState, MoveOutcome};
+use vmotion_model::{
+    ByteSize, DiskSpec, HostName, InterruptController, MachineName, MachineSpec, MachineState, MoveOutcome,
+};
 use vmotion_probe_guest::CommandLine;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -14,6 +16,7 @@ pub struct SpannedMachine {
     /// Every copy of the pages of what is created from now on is audited.
     pub audit: bool,
     cpus: u8,
+    disks: Vec<DiskSpec>,
 }
 
 impl SpannedMachine {
@@ -38,8 +41,23 @@ impl SpannedMachine {
         cmdline: &CommandLine,
     ) -> Self {
         let world = World::start_with(lease, None, hosts, apart).await;
-        let mut spanning = Self { world, machine: name("big1"), audit: true, cpus };
+        let mut spanning = Self { world, machine: name("big1"), audit: true, cpus, disks: Vec::new() };
         spanning.begin(over, cmdline).await;
+        spanning
+    }
+
+    /// The same with a disk of so many bytes.
+    pub async fn create_with(
+        lease: Duration,
+        hosts: &'static [&'static str],
+        cpus: u8,
+        disk_bytes: u64,
+        cmdline: &CommandLine,
+    ) -> Self {
+        let world = World::start_with(lease, None, hosts, None).await;
+        let disks = vec![world.disk("big1.img", disk_bytes)];
+        let mut spanning = Self { world, machine: name("big1"), audit: true, cpus, disks };
+        spanning.begin(hosts, cmdline).await;
         spanning
     }
 
@@ -55,7 +73,12 @@ impl SpannedMachine {
     pub fn spec(&self, cmdline: &CommandLine) -> MachineSpec {
         let interrupts = InterruptController::User;
         let cmdline = cmdline.clone().poweroff(0x600, 0x34).heartbeat_ms(100).to_string();
-        MachineSpec { cpus: self.cpus, interrupts, ..self.world.spec("big1", ByteSize::mib(64), &cmdline) }
+        MachineSpec {
+            cpus: self.cpus,
+            interrupts,
+            disks: self.disks.clone(),
+            ..self.world.spec("big1", ByteSize::mib(64), &cmdline)
+        }
     }
 
     pub async fn view(&self) -> MachineView {

@@ -12,7 +12,10 @@ use figures::RecentFaults;
 use std::{
     collections::BTreeMap,
     net::UdpSocket,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::runtime::Handle;
@@ -25,7 +28,7 @@ use vmotion_model::{
 use vmotion_spanning::{
     directory::{HostId, HostSet, Route, ShardNumber, shards},
     memory::PullError,
-    part::{HomeError, KnownHomes, OtherHost, PartConfig, SpanningPart},
+    part::{HomeError, KnownHomes, LeaveError, OtherHost, PartConfig, SpanningPart, StillHere},
     registry::{Piece, Placement, Registry, Unheard},
 };
 use vmotion_transport::{
@@ -69,6 +72,8 @@ pub(super) struct PartLife {
     is_hub: bool,
     members: Members,
     recent: RecentFaults,
+    /// Pages that were still here when it was last to leave.
+    left_behind: AtomicUsize,
     /// Held while an order is carried out: one after the other.
     orders: Mutex<Stage>,
 }
@@ -149,7 +154,8 @@ impl PartLife {
         let recent = RecentFaults::watch(part.memory()).map_err(|error| format!("No thread can be begun: {error}"))?;
         let orders = Mutex::new(Stage::Prepared);
         let (slices, is_hub) = (share.slices, me == hub);
-        Ok(Self { part, name: spec.name.clone(), slices, is_hub, members, recent, orders })
+        let left_behind = AtomicUsize::new(usize::MAX);
+        Ok(Self { part, name: spec.name.clone(), slices, is_hub, members, recent, left_behind, orders })
     }
 
     pub(super) const fn machine(&self) -> &Arc<Machine> {
@@ -195,8 +201,16 @@ impl PartLife {
                 };
             }
             PartOrder::Leave => {
-                let left = self.part.leave(TURN).map_err(|error| to_refusal(&error))?;
-                answer.pages = left.pages as u64;
+                match self.part.leave(TURN) {
+                    Ok(left) => answer.pages = left.pages as u64,
+                    // What was given back stays so, and the rest goes when it is asked again: as long as there is less each time.
+                    Err(LeaveError::Late { what: StillHere::Pages(pages), .. })
+                        if pages < self.left_behind.swap(pages, Ordering::Relaxed) =>
+                    {
+                        answer.more = true;
+                    }
+                    Err(error) => return Err(to_refusal(&error)),
+                }
             }
             PartOrder::Dismiss { host } => {
                 // Who is not known has been forgotten.
