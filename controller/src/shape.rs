@@ -59,6 +59,18 @@ impl Spanning {
         &self.owner.value.owner
     }
 
+    /// How much memory a slice is.
+    fn slice(&self) -> ByteSize {
+        ByteSize(self.machine.value.spec.memory.bytes() / u64::from(self.span.slices.max(1)))
+    }
+
+    /// How much of its memory a host has.
+    fn memory_on(&self, host: &HostName) -> ByteSize {
+        let slices =
+            self.pieces.iter().filter(|piece| matches!(piece.name, PieceName::Memory(_)) && piece.host == *host);
+        ByteSize(self.slice().bytes() * slices.count() as u64)
+    }
+
     fn steps(&self, wanted: &[(PieceName, HostName)]) -> Vec<Step> {
         let members: Vec<HostName> = self.span.members.values().cloned().collect();
         plan(&self.pieces, &members, self.hub(), wanted)
@@ -138,7 +150,7 @@ async fn wanted(
             })?;
             let (memory, cpus) = match piece {
                 PieceName::Vcpu(_) => (ByteSize(0), 1),
-                PieceName::Memory(_) => (ByteSize(spec.memory.bytes() / u64::from(slices.max(1))), 0),
+                PieceName::Memory(_) => (spanning.slice(), 0),
             };
             let placement = place(app, spanning, to, (memory, cpus), Some(from)).await?;
             let to = chosen(&placement, spanning.name())?;
@@ -174,17 +186,29 @@ async fn place(
     from: Option<&HostName>,
 ) -> Result<Placement, ApiError> {
     let snapshot = Snapshot::take(app).await?;
-    let wanted = snapshot.wanted(to)?;
+    let hub = spanning.hub();
+    let wanted = match snapshot.wanted(to)? {
+        // All pieces come to where the devices are, if that is where they may.
+        Wanted::Datacenter(here) if from.is_none() && snapshot.datacenter_of(hub) == Some(&here) => {
+            Wanted::Host(hub.clone())
+        }
+        wanted => wanted,
+    };
     if let (Some(from), Wanted::Host(host)) = (from, &wanted)
         && from == host
     {
         return Err(conflict(format!("This piece of {} is on {host} already", spanning.name())));
     }
-    let cpu = app.inventory.host(spanning.hub()).map(|host| host.cpu).unwrap_or_default();
-    // Whoever has a part of it has room for the rest of what it was given room for.
-    let is_member = matches!(&wanted, Wanted::Host(host) if spanning.span.has(host));
-    let memory = if is_member { ByteSize(0) } else { memory };
-    let current = from.map(|from| Current { host: from.clone(), cpu });
+    let cpu = app.inventory.host(hub).map(|host| host.cpu).unwrap_or_default();
+    // One piece comes to what is there; of several, what is there is among them.
+    let there = match &wanted {
+        Wanted::Host(host) if from.is_none() => spanning.memory_on(host),
+        Wanted::Host(_) | Wanted::Datacenter(_) | Wanted::Anywhere => ByteSize(0),
+    };
+    let memory = ByteSize(memory.bytes().saturating_sub(there.bytes()));
+    // Whoever it is must have the processors that the guest was started on.
+    let to_hub = matches!(&wanted, Wanted::Host(host) if host == hub);
+    let current = from.or_else(|| (!to_hub).then_some(hub)).map(|host| Current { host: host.clone(), cpu });
     Ok(snapshot.place(PlacementRequest { memory, cpus, wanted, current, ..PlacementRequest::default() }))
 }
 
