@@ -74,6 +74,16 @@ async fn authorise(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, n
     }
 }
 
+/// Runs what must not stop half-way when the caller hangs up: a controller that restarts asks again, and finds all of it or nothing.
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T, ApiError>> + Send + 'static) -> Answer<T> {
+    match tokio::spawn(work).await {
+        Ok(answer) => Ok(Json(answer?)),
+        Err(error) => {
+            Err(Problem(ApiError::new(ErrorCode::Internal, format!("The request was not finished: {error}"))))
+        }
+    }
+}
+
 fn name_of(text: &str) -> Result<MachineName, Problem> {
     text.parse()
         .map_err(|error: vmotion_model::NameError| Problem(ApiError::new(ErrorCode::Invalid, error.to_string())))
@@ -122,15 +132,15 @@ async fn start(
     Json(request): Json<StartRequest>,
 ) -> Answer<MachineStatus> {
     same_name(&name, &request.spec.name)?;
-    Ok(Json(shared.supervisor.start(request).await?))
+    to_the_end(async move { shared.supervisor.start(request).await }).await
 }
 
 /// Removes what is here of a machine that does not run here
 #[utoipa::path(delete, path = "/v1/machines/{name}", tag = "machines", params(("name" = String, Path, description = "Machine")),
     responses((status = 200, description = "Removed"), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn remove(State(shared): App, Path(name): Path<String>) -> Answer<()> {
-    shared.supervisor.remove(&name_of(&name)?).await?;
-    Ok(Json(()))
+    let name = name_of(&name)?;
+    to_the_end(async move { shared.supervisor.remove(&name).await }).await
 }
 
 /// Stops a machine; its files stay
@@ -160,7 +170,7 @@ async fn snapshot(State(shared): App, Path(name): Path<String>, Json(request): J
     responses((status = 200, description = "Prepared", body = PartReady), (status = "default", description = "What went wrong", body = ApiError)))]
 async fn part(State(shared): App, Path(name): Path<String>, Json(request): Json<PartRequest>) -> Answer<PartReady> {
     same_name(&name, &request.spec.name)?;
-    Ok(Json(shared.supervisor.part(request).await?))
+    to_the_end(async move { shared.supervisor.part(request).await }).await
 }
 
 /// The part of a machine that is here, and what it did lately
@@ -186,7 +196,7 @@ async fn incoming(
     Json(request): Json<IncomingRequest>,
 ) -> Answer<IncomingReady> {
     same_name(&name, &request.spec.name)?;
-    Ok(Json(shared.supervisor.incoming(request).await?))
+    to_the_end(async move { shared.supervisor.incoming(request).await }).await
 }
 
 /// Moves a machine away; the same move again changes nothing

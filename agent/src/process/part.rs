@@ -28,7 +28,7 @@ use vmotion_model::{
 use vmotion_spanning::{
     directory::{HostId, HostSet, Route, ShardNumber, shards},
     memory::PullError,
-    part::{HomeError, KnownHomes, LeaveError, OtherHost, PartConfig, SpanningPart, StillHere},
+    part::{HomeError, KnownHomes, LeaveError, Left, OtherHost, PartConfig, SpanningPart, StillHere},
     registry::{Piece, Placement, Registry, Unheard},
 };
 use vmotion_transport::{
@@ -201,7 +201,9 @@ impl PartLife {
                 };
             }
             PartOrder::Leave => {
-                match self.part.leave(TURN) {
+                // Who has not joined has nothing, and nobody knows of it.
+                let left = if *stage == Stage::Prepared { Ok(Left::default()) } else { self.part.leave(TURN) };
+                match left {
                     Ok(left) => answer.pages = left.pages as u64,
                     // What was given back stays so, and the rest goes when it is asked again: as long as there is less each time.
                     Err(LeaveError::Late { what: StillHere::Pages(pages), .. })

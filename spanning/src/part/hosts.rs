@@ -29,7 +29,7 @@ use vmotion_transport::{ExpectedPeer, Principal};
 pub(super) type Addresses = Mutex<BTreeMap<HostId, (SocketAddr, ExpectedPeer)>>;
 
 /// A host that has left its machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Left {
     /// Pages that it held at the beginning and gave up.
     pub pages: usize,
