@@ -519,7 +519,7 @@ impl Life {
 
     /// Has this part of a machine do something.
     pub(super) async fn obey(self: &Arc<Self>, order: PartOrder) -> Result<PartAnswer, ApiError> {
-        let runs = order == PartOrder::Run;
+        let (runs, leaves) = (order == PartOrder::Run, order == PartOrder::Leave);
         let answer = self.with_part(move |part| part.obey(order)).await??;
         if runs {
             self.change(|state| {
@@ -527,6 +527,13 @@ impl Life {
                 if state.state == MachineState::Starting {
                     state.state = MachineState::Running;
                 }
+            });
+        }
+        if leaves && !answer.more {
+            // Nothing of the guest is here any more; the process is ended when all others know.
+            self.change(|state| {
+                state.state = MachineState::Stopped;
+                state.reason = Some("this host has left the machine".to_owned());
             });
         }
         Ok(answer)
