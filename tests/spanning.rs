@@ -147,11 +147,11 @@ fn a_disk_is_used_by_a_vcpu_on_another_host() {
         let view = spanning.wait_until_it_stands(Duration::from_secs(5)).await;
         let console = spanning.console();
         assert!(view.reason.is_some_and(|reason| reason.contains("powered off")), "{console}");
-        let seconds = console.lines().filter_map(|line| match ConsoleLine::parse(line) {
+        let mut seconds = console.lines().filter_map(|line| match ConsoleLine::parse(line) {
             ConsoleLine::Second(second) => Some(second),
             _ => None,
         });
-        let last = seconds.last().unwrap();
+        let last = seconds.next_back().unwrap();
         assert!(last.corrupt == 0 && last.tsc_backwards == 0 && console.contains("errors=0"), "{console}");
         let [disk] = last.disks.as_slice() else { panic!("{console}") };
         assert!(disk.failed == 0 && disk.corrupt == 0 && disk.writes > 100 && disk.reads > 100, "{disk:?}");
