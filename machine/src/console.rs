@@ -260,6 +260,11 @@ impl ConsoleHandle {
         self.console.read(from, max)
     }
 
+    /// Waits until all output so far is in the log, for `within` at most.
+    pub fn flush(&self, within: Duration) {
+        self.console.flush(within);
+    }
+
     /// Waits until there is flushed output beyond `offset`; false when `within` passes or the machine is gone first.
     #[must_use]
     pub fn wait_beyond(&self, offset: u64, within: Duration) -> bool {

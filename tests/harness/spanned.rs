@@ -130,11 +130,22 @@ impl SpannedMachine {
         }
     }
 
-    /// The guest powers itself off, and has found nothing wrong; what it counted.
-    pub async fn finds_nothing_wrong(&self, patience: Duration) -> String {
+    /// The guest powers itself off, and all it said is written down.
+    pub async fn stands_powered_off(&self, patience: Duration) {
         let view = self.wait_until_it_stands(patience).await;
+        // Its last words are written down a moment after its end.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.console().contains("END ") && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let powered_off = view.reason.as_ref().is_some_and(|reason| reason.contains("powered off"));
+        assert!(powered_off, "{view:?}: {}", self.console());
+    }
+
+    /// The same, and it has found nothing wrong; what it counted.
+    pub async fn finds_nothing_wrong(&self, patience: Duration) -> String {
+        self.stands_powered_off(patience).await;
         let console = self.console();
-        assert!(view.reason.as_ref().is_some_and(|reason| reason.contains("powered off")), "{view:?}: {console}");
         assert!(console.contains("errors=0") && console.contains("lost=0"), "{console}");
         console.lines().find(|line| line.starts_with("P ")).unwrap_or_default().to_owned()
     }

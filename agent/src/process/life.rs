@@ -110,6 +110,8 @@ pub(super) async fn live(directory: MachineDirectory, launch: Launch) -> Result<
     if life.part.is_some() {
         life.save_state();
         tokio::time::sleep(LAST_ANSWERS).await;
+        // The guest's last words; nobody else writes them down.
+        life.machine.console().flush(LAST_ANSWERS);
         // vCPUs and devices may wait for pages of hosts that are gone: nothing ends these threads but this.
         std::process::exit(0);
     }
