@@ -59,6 +59,12 @@ pub struct StepReport {
 }
 
 impl StepReport {
+    /// Nothing has come of it yet.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.done.is_none() && self.failed.is_none()
+    }
+
     /// One that has not begun.
     #[must_use]
     pub const fn new(step: Step) -> Self {

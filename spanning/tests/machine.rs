@@ -129,7 +129,7 @@ fn a_vcpu_that_is_set_forward_keeps_that_wherever_it_goes() {
 
 /// What remote faults cost, and what local work loses: nothing is asserted.
 #[test]
-#[ignore = "a measurement: cargo test -p vmotion-spanning --test kvm measure -- --ignored --nocapture"]
+#[ignore = "a measurement: cargo nextest run -p vmotion-spanning --test machine --run-ignored only --no-capture measure"]
 fn measure() {
     if !kvm_or_skip("measure") {
         return;

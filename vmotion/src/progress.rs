@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 use vmotion_api::{ControllerClient, Operation};
-use vmotion_model::{ByteSize, MoveId, MovePhase, MoveProgress};
+use vmotion_model::{ByteSize, MoveId, MovePhase, MoveProgress, StepReport};
 
 /// Log lines without a terminal, at most one in this time while nothing changes but numbers.
 const LINE_EVERY: Duration = Duration::from_secs(1);
@@ -109,7 +109,7 @@ impl View {
 fn line(operation: &Operation) -> String {
     let Operation { machine, target, progress, note, steps, .. } = operation;
     let waiting = note.as_ref().map(|note| format!("; waiting: {note}")).unwrap_or_default();
-    if let Some(at) = steps.iter().position(|step| step.done.is_none() && step.failed.is_none()) {
+    if let Some(at) = steps.iter().position(StepReport::is_open) {
         return format!("{machine}  step {} of {}: {}{waiting}", at + 1, steps.len(), steps[at].step);
     }
     if !steps.is_empty() {

@@ -32,8 +32,7 @@ pub(super) async fn turn(
     if record.cancel && ending.is_none() {
         return end_early(app, stored, MoveOutcome::Cancelled).await;
     }
-    let open = |step: &&StepReport| step.done.is_none() && step.failed.is_none();
-    let Some(step) = record.operation.steps.iter().find(open).map(|step| step.step.clone()) else {
+    let Some(step) = record.operation.steps.iter().find(|step| step.is_open()).map(|step| step.step.clone()) else {
         let outcome = ending.cloned().unwrap_or(MoveOutcome::Moved);
         return finish(app, stored, outcome, None).await;
     };
@@ -94,8 +93,7 @@ async fn report_step(
     loop {
         let Some(current) = load_move(&*app.store, id).await? else { return Ok(None) };
         let mut record = current.value.clone();
-        let open = |step: &&mut StepReport| step.step == report.step && step.done.is_none() && step.failed.is_none();
-        if let Some(step) = record.operation.steps.iter_mut().find(open) {
+        if let Some(step) = record.operation.steps.iter_mut().find(|step| step.step == report.step && step.is_open()) {
             *step = report.clone();
         }
         if save(app, &current, &record).await? {
@@ -113,7 +111,7 @@ async fn end_early(app: &App, stored: &Stored<MoveRecord>, ending: MoveOutcome) 
     let Operation { id, machine, .. } = &stored.value.operation;
     let mut record = stored.value.clone();
     let steps = &mut record.operation.steps;
-    steps.retain(|step| step.done.is_some() || step.failed.is_some());
+    steps.retain(|step| !step.is_open());
     let tried: BTreeSet<HostName> = steps
         .iter()
         .filter(|step| step.failed.is_some())
