@@ -15,10 +15,12 @@ mod bitmap;
 mod estimate;
 mod log;
 mod ring;
+mod sample;
 mod tracker;
 
 pub use bitmap::{PageBitmap, Runs};
 pub use estimate::{DirtyEstimate, DirtyEstimator};
 pub use log::LogTracker;
 pub use ring::{RingCollector, RingTracker};
+pub use sample::{DirtySampler, PageReader, SampledUse};
 pub use tracker::{DirtyBackend, DirtyTracker, Slot, TrackError};

@@ -38,6 +38,11 @@ impl DirtyCurve {
     /// A guest that writes nothing.
     pub(crate) const NONE: Self = Self { rate: 0.0, set: 1.0, order: Order::Random };
 
+    /// A guest that writes `rate` pages each ms at random over `set` pages.
+    pub(crate) const fn random(rate: f64, set: f64) -> Self {
+        Self { rate, set, order: Order::Random }
+    }
+
     /// A curve through `points`, each (ms, different pages), of which each page counted stands for `scale` pages of the guest.
     /// The guest has `ceiling` pages to write to. Of sets that explain the points equally well the middle one is taken.
     #[must_use]

@@ -151,7 +151,7 @@ impl Basis {
     }
 
     /// Of `strategy`, with as little throttling as does it.
-    fn forecast(&self, strategy: Strategy, request: &MoveRequest) -> Forecast {
+    pub(crate) fn forecast(&self, strategy: Strategy, request: &MoveRequest) -> Forecast {
         let allowed = request.slowdown_percent_max.unwrap_or(0);
         let mut percent = 0;
         loop {

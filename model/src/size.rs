@@ -87,8 +87,55 @@ impl Serialize for ByteSize {
 
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        u64::deserialize(deserializer).map(Self)
+        number_or_text(deserializer, Self, "a number of bytes, or a size such as 512M")
     }
+}
+
+impl Serialize for Bandwidth {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bandwidth {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        number_or_text(deserializer, Self, "a number of bytes each second, or a bandwidth such as 2Gbit")
+    }
+}
+
+/// People write text, programs numbers; between programs that know the type there are only numbers.
+fn number_or_text<'de, D, T>(deserializer: D, of: fn(u64) -> T, expected: &'static str) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    struct Either<T>(fn(u64) -> T, &'static str);
+
+    impl<T: FromStr<Err: fmt::Display>> serde::de::Visitor<'_> for Either<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.1)
+        }
+
+        fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<T, E> {
+            Ok(self.0(number))
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<T, E> {
+            let positive = u64::try_from(number);
+            positive.map(self.0).map_err(|_| E::invalid_value(serde::de::Unexpected::Signed(number), &self))
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(E::custom)
+        }
+    }
+
+    if deserializer.is_human_readable() {
+        return deserializer.deserialize_any(Either(of, expected));
+    }
+    u64::deserialize(deserializer).map(of)
 }
 
 /// Bytes per second. As operators write it: `800Mbit`, `2Gbit` (powers of 1000, in bits), or a size such as `100M` (powers of 1024,
@@ -144,6 +191,14 @@ mod tests {
         for bad in ["", "fast", "bit", "-1Mbit", "1Qbit", "nanbit"] {
             assert!(bad.parse::<Bandwidth>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn sizes_and_bandwidths_are_read_as_numbers_and_as_text() {
+        let read = |json: &str| serde_json::from_str::<(ByteSize, Bandwidth)>(json);
+        assert_eq!(read("[512, 8]").unwrap(), (ByteSize(512), Bandwidth(8)));
+        assert_eq!(read(r#"["512M", "8bit"]"#).unwrap(), (ByteSize::mib(512), Bandwidth(1)));
+        assert!(read("[-1, 8]").is_err() && read(r#"["512Q", 8]"#).is_err());
     }
 
     #[test]

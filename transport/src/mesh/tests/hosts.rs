@@ -75,8 +75,9 @@ fn refused(change: impl Fn(&World, &mut MeshOptions)) -> (String, String) {
     let mut wrong = options(&world, 0);
     change(&world, &mut wrong);
     let first = node(wrong);
-    first.knows(1, second.address);
+    // Who knows nobody refuses everybody, without a word about what does not fit.
     second.knows(0, first.address);
+    first.knows(1, second.address);
     eventually("it is refused", || second.mesh.figures().refused_why.is_some() && !first.trouble(1).is_empty());
     assert_eq!((first.ways(1), second.ways(0)), (vec![], vec![]));
     (first.trouble(1), second.mesh.figures().refused_why.unwrap())
