@@ -1,22 +1,47 @@
 //! Where should everything be, and why?
 //!
-//! A pure function from a request and an inventory snapshot to an explained answer: no I/O, no clock, no randomness. The
-//! one invariant: a host is chosen only if it passed every filter, and the same hosts in any order give the same answer.
+//! Pure functions from what is to an explained answer: no I/O, no clock, no randomness. [`place`] finds a host for one machine, [`look`]
+//! judges the pieces of one that spans several, [`plan`] says what should be where in a whole [`site`], in which order and why, [`why`] and
+//! [`why_not`] answer for one machine, [`contradictions`] names rules that cannot all be kept, and [`simulator`] tries all of it on recorded
+//! or generated days. The one invariant: a host is chosen only if nothing forbids it, and the same hosts in any order give the same answer.
 
 #![forbid(unsafe_code)]
 
+mod contradict;
+mod cooldown;
+mod cost;
+mod demand;
+mod explain;
 mod filter;
+mod network;
+mod objective;
 mod pieces;
+mod plan;
+mod rules;
+mod schedule;
 mod score;
+mod search;
+pub mod simulator;
+pub mod site;
+mod state;
+mod world;
 
+#[cfg(test)]
+mod fixtures;
 #[cfg(test)]
 mod tests;
 
 use std::{cmp::Ordering, collections::BTreeMap};
 use vmotion_model::{ByteSize, CpuModel, DatacenterName, Host, HostName, Judgement, Placement, Verdict};
 
+pub use contradict::contradictions;
+pub use cooldown::Cooldown;
+pub use demand::History;
+pub use explain::{why, why_not};
 pub use filter::VCPUS_PER_THREAD_MAX;
 pub use pieces::{Insight, Picture, Waits, look};
+pub use plan::plan;
+pub use search::{Effort, Goal};
 
 /// Which hosts are wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -71,7 +71,8 @@ pub fn look(picture: &Picture) -> Insight {
     sharing.sort_by(|a, b| b.faults_per_s.total_cmp(&a.faults_per_s).then((a.one, a.other).cmp(&(b.one, b.other))));
     sharing.truncate(SHARING_MAX);
     Insight {
-        per_s: picture.waits.iter().map(|waits| waits.per_s).sum(),
+        // The sum of nothing is -0, which people would wonder about.
+        per_s: picture.waits.iter().map(|waits| waits.per_s).fold(0.0, |sum, per_s| sum + per_s),
         hottest: hottest(picture),
         sharing,
         advice: advise(picture, &shared),
