@@ -1,6 +1,6 @@
 //! Telling the controller, once a second, that this host lives and what is on it.
 
-use crate::service::Shared;
+use crate::{service::Shared, telemetry::Measured};
 use std::{sync::Arc, time::Duration};
 use tokio::time::MissedTickBehavior;
 use vmotion_api::{ControllerClient, Heartbeat};
@@ -15,7 +15,8 @@ pub(crate) async fn beat(shared: Arc<Shared>, controller: ControllerClient) {
     loop {
         ticks.tick().await;
         let machines = shared.supervisor.machines().await;
-        let heartbeat = Heartbeat { host: shared.report(&machines), machines };
+        let Measured { host: telemetry, machines: used } = shared.latest.get();
+        let heartbeat = Heartbeat { host: shared.report(&machines), machines, telemetry, used };
         let answer = controller.heartbeat(&heartbeat).await;
         // Once per change: a controller that is away for an hour is one line, not 3,600.
         match (&answer, heard) {

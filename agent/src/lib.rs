@@ -15,5 +15,6 @@ mod http;
 pub mod process;
 mod service;
 mod supervisor;
+mod telemetry;
 
 pub use service::{AgentError, AgentOptions, run};

@@ -1,6 +1,10 @@
 //! The agent as a service.
 
-use crate::{heartbeat, host, http, supervisor::Supervisor};
+use crate::{
+    heartbeat, host, http,
+    supervisor::Supervisor,
+    telemetry::{self, Latest},
+};
 use std::{
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
@@ -85,6 +89,7 @@ pub enum AgentError {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) supervisor: Supervisor,
+    pub(crate) latest: Latest,
     name: HostName,
     datacenter: DatacenterName,
     url: String,
@@ -133,6 +138,7 @@ pub async fn run(
     let advertised = options.advertise.unwrap_or_else(|| address.ip());
     let shared = Arc::new(Shared {
         supervisor: Supervisor::new(&options, data, certificate, advertised),
+        latest: Latest::default(),
         name: options.name,
         datacenter: options.datacenter,
         url: format!("https://{}", SocketAddr::new(advertised, address.port())),
@@ -140,8 +146,10 @@ pub async fn run(
     });
     let listener = TlsListener::new(listener, &identity)?;
     let beating = tokio::spawn(heartbeat::beat(Arc::clone(&shared), controller));
+    let measuring = tokio::spawn(telemetry::measure(Arc::clone(&shared)));
     on_ready(address);
     let served = vmotion_api::serve(listener, http::router(shared), stop).await;
     beating.abort();
+    measuring.abort();
     served.map_err(AgentError::Serve)
 }

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use futures::Stream;
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
-use std::{net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use vmotion_model::{
-    Accuracy, CpuModel, DatacenterName, Epoch, HostCapacity, HostName, MachineName, MachineSpec, MachineStatus, MoveId,
-    MoveLimit, MoveProgress, MoveRequest, MoveSummary, OwnerRecord,
+    Accuracy, CpuModel, DatacenterName, Epoch, HostCapacity, HostName, HostTelemetry, MachineName, MachineSpec,
+    MachineStatus, MachineTelemetry, MoveId, MoveLimit, MoveProgress, MoveRequest, MoveSummary, OwnerRecord,
 };
 use vmotion_transport::{ExpectedPeer, Identity, session::MoveTicket};
 
@@ -41,6 +41,12 @@ pub struct Heartbeat {
     pub host: HostReport,
     /// Every machine it knows.
     pub machines: Vec<MachineStatus>,
+    /// What the host uses; `None` when that is not known, also from an older agent.
+    #[serde(default)]
+    pub telemetry: Option<HostTelemetry>,
+    /// What machines use; one that is missing is not known.
+    #[serde(default)]
+    pub used: BTreeMap<MachineName, MachineTelemetry>,
 }
 
 /// `PUT /v1/machines/{name}`: run this machine here. The same request again changes nothing.

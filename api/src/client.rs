@@ -1,15 +1,34 @@
 //! The HTTP client under both typed clients.
+//!
+//! A service can have several places, which is how several controllers are called: whoever leads answers, the others say who does. The one
+//! invariant: a request that must not happen twice is sent again only when nothing was done with it.
+
+mod places;
 
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt as _};
+use places::Places;
 use reqwest::{Method, RequestBuilder, Response};
 use serde::{Serialize, de::DeserializeOwned};
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use vmotion_model::{ApiError, ErrorCode, error_chain};
 use vmotion_transport::{ExpectedPeer, Identity};
 
+/// In an answer that says that nothing was done, because another controller leads: its URL, or nothing while there is none.
+pub const LEADER_HEADER: &str = "x-leader";
 /// A host that does not take a connection by then is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The same, where another can be asked instead.
+const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_millis(1500);
+/// Until controllers that stand by have a leader, they are asked again for so long.
+const LEADER_WITHIN: Duration = Duration::from_secs(15);
+/// Rounds over all places while none of them answers.
+const ROUNDS_MAX: usize = 2;
+/// Between two rounds.
+const ROUND_PAUSE: Duration = Duration::from_millis(200);
 /// No answer of ours takes longer; streams have no limit.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -65,14 +84,49 @@ pub struct ConsoleChunk {
 pub struct HttpClient {
     http: reqwest::Client,
     base: String,
+    places: Arc<Places>,
     service: &'static str,
 }
 
+/// A request that can be sent to any place.
+struct Outgoing<'a> {
+    method: Method,
+    path: &'a str,
+    /// Does it have one effect however often it is sent?
+    repeatable: bool,
+    /// Of one attempt, with its answer; streams have none.
+    timeout: Option<Duration>,
+    /// Of all attempts.
+    patience: Duration,
+}
+
+/// How an attempt failed.
+enum Miss {
+    /// An error of the service's.
+    Answered(ApiError),
+    /// A controller that stands by; nothing was done.
+    StandsBy { leader: String, error: ApiError },
+    /// No connection; nothing was sent.
+    Refused(String),
+    /// No answer, or none that can be understood.
+    Silent(String),
+}
+
+impl<'a> Outgoing<'a> {
+    const fn new(method: Method, path: &'a str) -> Self {
+        Self { method, path, repeatable: false, timeout: Some(ANSWER_TIMEOUT), patience: LEADER_WITHIN }
+    }
+
+    fn repeatable(self) -> Self {
+        Self { repeatable: true, ..self }
+    }
+}
+
 impl HttpClient {
-    /// A client of the service at `base` (`https://host:port`), which must be `expected`.
+    /// A client of the service at `base`, which must be `expected`: `https://host:port`, or several with commas between them.
     ///
     /// # Errors
-    /// When the identity cannot be used.
+    /// When a URL or the identity cannot be used.
     pub fn new(
         service: &'static str,
         base: &str,
@@ -81,54 +135,101 @@ impl HttpClient {
     ) -> Result<Self, ClientError> {
         let base = base.trim_end_matches('/').to_owned();
         let failed = |reason: String| ClientError::NoAnswer { service, url: base.clone(), reason };
-        if !base.starts_with("https://") {
-            return Err(failed("the URL must begin with https://".to_owned()));
-        }
+        let places = Places::parse(&base).map_err(|_| failed("the URL must begin with https://".to_owned()))?;
         let tls = identity.client_config(expected).map_err(|error| failed(error.to_string()))?;
+        let connect = if places.count() > 1 { CONNECT_TIMEOUT_OF_SEVERAL } else { CONNECT_TIMEOUT };
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(connect)
             .tcp_nodelay(true)
             .no_proxy()
             .build()
             .map_err(|error| failed(error_chain(&error)))?;
-        Ok(Self { http, base, service })
+        Ok(Self { http, base, places: Arc::new(places), service })
     }
 
-    /// The service's base URL.
+    /// The service's URL, or all of them, as they were given.
     #[must_use]
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    fn request(&self, method: Method, path: &str) -> (RequestBuilder, String) {
-        let url = format!("{}{path}", self.base);
-        (self.http.request(method, &url), url)
+    fn no_answer(&self, url: &str, reason: String) -> ClientError {
+        ClientError::NoAnswer { service: self.service, url: url.to_owned(), reason }
     }
 
-    async fn send(&self, request: RequestBuilder, url: &str) -> Result<Response, ClientError> {
-        let response = request.send().await.map_err(|error| self.no_answer(url, &error))?;
-        if response.status().is_success() {
+    /// Sends it to one place after the other until one does what is asked, or may have; its answer, and where that came from.
+    async fn send(
+        &self,
+        outgoing: Outgoing<'_>,
+        fill: impl Fn(RequestBuilder) -> RequestBuilder + Send + Sync,
+    ) -> Result<(Response, String), ClientError> {
+        let begun = Instant::now();
+        let (mut tried, mut silent) = (0, 0);
+        loop {
+            let base = self.places.current();
+            let url = format!("{base}{}", outgoing.path);
+            let miss = match self.attempt(&outgoing, &url, &fill).await {
+                Ok(response) => return Ok((response, url)),
+                Err(miss) => miss,
+            };
+            let count = self.places.count();
+            let (again, error) = match miss {
+                Miss::Answered(error) => return Err(ClientError::Answered(error)),
+                Miss::StandsBy { leader, error } => {
+                    silent = 0;
+                    self.places.go_to(&base, &leader);
+                    (true, ClientError::Answered(error))
+                }
+                Miss::Refused(reason) => (true, self.no_answer(&url, reason)),
+                Miss::Silent(reason) => (outgoing.repeatable, self.no_answer(&url, reason)),
+            };
+            if matches!(error, ClientError::NoAnswer { .. }) {
+                silent += 1;
+                self.places.turn_from(&base);
+            }
+            let hopeless = silent >= if count > 1 { ROUNDS_MAX * count } else { 1 };
+            if !again || hopeless || begun.elapsed() >= outgoing.patience {
+                return Err(error);
+            }
+            tried += 1;
+            if tried % count == 0 {
+                tokio::time::sleep(ROUND_PAUSE).await;
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        outgoing: &Outgoing<'_>,
+        url: &str,
+        fill: &(impl Fn(RequestBuilder) -> RequestBuilder + Send + Sync),
+    ) -> Result<Response, Miss> {
+        let request = fill(self.http.request(outgoing.method.clone(), url));
+        let request = match outgoing.timeout {
+            Some(timeout) => request.timeout(timeout),
+            None => request,
+        };
+        let miss = |error: reqwest::Error| {
+            let reason = error_chain(&error);
+            if error.is_connect() { Miss::Refused(reason) } else { Miss::Silent(reason) }
+        };
+        let response = request.send().await.map_err(miss)?;
+        let status = response.status();
+        if status.is_success() {
             return Ok(response);
         }
-        let status = response.status();
-        let body = response.bytes().await.map_err(|error| self.no_answer(url, &error))?;
-        Err(match serde_json::from_slice::<ApiError>(&body) {
-            Ok(error) => ClientError::Answered(error),
-            Err(_) => ClientError::NoAnswer {
-                service: self.service,
-                url: url.to_owned(),
-                reason: format!("HTTP status {status} without an explanation"),
-            },
+        let leader = response.headers().get(LEADER_HEADER).map(|url| url.to_str().unwrap_or_default().to_owned());
+        let body = response.bytes().await.map_err(miss)?;
+        Err(match (serde_json::from_slice::<ApiError>(&body), leader) {
+            (Ok(error), Some(leader)) => Miss::StandsBy { leader, error },
+            (Ok(error), None) => Miss::Answered(error),
+            (Err(_), _) => Miss::Silent(format!("HTTP status {status} without an explanation")),
         })
     }
 
-    fn no_answer(&self, url: &str, error: &reqwest::Error) -> ClientError {
-        ClientError::NoAnswer { service: self.service, url: url.to_owned(), reason: error_chain(error) }
-    }
-
-    async fn json<T: DeserializeOwned>(&self, response: Response, url: &str) -> Result<T, ClientError> {
-        response.json().await.map_err(|error| self.no_answer(url, &error))
+    async fn json<T: DeserializeOwned>(&self, (response, url): (Response, String)) -> Result<T, ClientError> {
+        response.json().await.map_err(|error| self.no_answer(&url, error_chain(&error)))
     }
 
     /// GET.
@@ -136,9 +237,8 @@ impl HttpClient {
     /// # Errors
     /// [`ClientError`].
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let (request, url) = self.request(Method::GET, path);
-        let response = self.send(request.timeout(ANSWER_TIMEOUT), &url).await?;
-        self.json(response, &url).await
+        let answer = self.send(Outgoing::new(Method::GET, path).repeatable(), |request| request).await?;
+        self.json(answer).await
     }
 
     /// A request with a JSON body and a JSON answer.
@@ -151,12 +251,11 @@ impl HttpClient {
         path: &str,
         body: &B,
     ) -> Result<T, ClientError> {
-        let (request, url) = self.request(method, path);
-        let response = self.send(request.timeout(ANSWER_TIMEOUT).json(body), &url).await?;
-        self.json(response, &url).await
+        let answer = self.send(Outgoing::new(method, path), |request| request.json(body)).await?;
+        self.json(answer).await
     }
 
-    /// POST with a deadline of its own and an idempotency key.
+    /// POST with an idempotency key.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -166,13 +265,12 @@ impl HttpClient {
         body: &B,
         idempotency_key: &str,
     ) -> Result<T, ClientError> {
-        let (request, url) = self.request(Method::POST, path);
-        let request = request.timeout(ANSWER_TIMEOUT).header("idempotency-key", idempotency_key).json(body);
-        let response = self.send(request, &url).await?;
-        self.json(response, &url).await
+        let fill = |request: RequestBuilder| request.header("idempotency-key", idempotency_key).json(body);
+        let answer = self.send(Outgoing::new(Method::POST, path).repeatable(), fill).await?;
+        self.json(answer).await
     }
 
-    /// POST that must be answered within `patience`.
+    /// POST that must be answered within `patience`, and has one effect however often it is sent.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -182,9 +280,11 @@ impl HttpClient {
         body: &B,
         patience: Duration,
     ) -> Result<T, ClientError> {
-        let (request, url) = self.request(Method::POST, path);
-        let response = self.send(request.timeout(patience).json(body), &url).await?;
-        self.json(response, &url).await
+        // Of several one may hang: the others are to be asked in that time as well.
+        let attempt = if self.places.count() > 1 { patience / 2 } else { patience };
+        let outgoing = Outgoing { timeout: Some(attempt), patience, ..Outgoing::new(Method::POST, path).repeatable() };
+        let answer = self.send(outgoing, |request| request.json(body)).await?;
+        self.json(answer).await
     }
 
     /// DELETE with a JSON answer.
@@ -192,9 +292,8 @@ impl HttpClient {
     /// # Errors
     /// [`ClientError`].
     pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let (request, url) = self.request(Method::DELETE, path);
-        let response = self.send(request.timeout(ANSWER_TIMEOUT), &url).await?;
-        self.json(response, &url).await
+        let answer = self.send(Outgoing::new(Method::DELETE, path), |request| request).await?;
+        self.json(answer).await
     }
 
     /// POST of raw bytes.
@@ -202,8 +301,7 @@ impl HttpClient {
     /// # Errors
     /// [`ClientError`].
     pub async fn post_bytes(&self, path: &str, bytes: Bytes) -> Result<(), ClientError> {
-        let (request, url) = self.request(Method::POST, path);
-        self.send(request.timeout(ANSWER_TIMEOUT).body(bytes), &url).await?;
+        self.send(Outgoing::new(Method::POST, path), |request| request.body(bytes.clone())).await?;
         Ok(())
     }
 
@@ -215,8 +313,8 @@ impl HttpClient {
         &self,
         path: &str,
     ) -> Result<(u64, impl Stream<Item = Result<Bytes, ClientError>> + Send + Unpin + use<>), ClientError> {
-        let (request, url) = self.request(Method::GET, path);
-        let response = self.send(request, &url).await?;
+        let outgoing = Outgoing { timeout: None, ..Outgoing::new(Method::GET, path).repeatable() };
+        let (response, url) = self.send(outgoing, |request| request).await?;
         let offset = response.headers().get("x-offset").and_then(|value| value.to_str().ok()?.parse().ok());
         let service = self.service;
         let stream = response.bytes_stream().map_err(move |error| ClientError::NoAnswer {

@@ -11,7 +11,7 @@ use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 use vmotion_model::{
-    Accuracy, Epoch, Host, HostName, MachineName, MachineSpec, MachineState, MoveId, MoveLimit, MoveOutcome,
+    Accuracy, Epoch, Host, HostName, MachineName, MachineSpec, MachineState, Motive, MoveId, MoveLimit, MoveOutcome,
     MoveProgress, MoveRequest, MoveSummary, OwnerRecord, Piece, Placement, StepReport,
 };
 use vmotion_transport::{ExpectedPeer, Identity};
@@ -118,6 +118,15 @@ pub struct Operation {
     /// What it waits for, while a host that is needed does not answer.
     #[serde(default)]
     pub note: Option<String>,
+    /// Who asked: an operator by name, or `policy`.
+    #[serde(default)]
+    pub asked_by: Option<String>,
+    /// Why it is moved, when the policy asked.
+    #[serde(default)]
+    pub motive: Option<Motive>,
+    /// The same in a sentence with its numbers.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// The steps of a change of where the pieces of a machine are; empty for a machine that moves as a whole.
     #[serde(default)]
     pub steps: Vec<StepReport>,
@@ -136,21 +145,21 @@ pub struct CasRequest {
 /// Calls a controller.
 #[derive(Debug, Clone)]
 pub struct ControllerClient {
-    http: HttpClient,
+    pub(crate) http: HttpClient,
 }
 
 type Answer<T> = Result<T, ClientError>;
 
 impl ControllerClient {
-    /// A client of the controller at `url`.
+    /// A client of the controller at `url`, or of the one that leads at one of several URLs with commas between them.
     ///
     /// # Errors
-    /// When the identity cannot be used.
+    /// When a URL or the identity cannot be used.
     pub fn new(url: &str, identity: &Identity) -> Answer<Self> {
         Ok(Self { http: HttpClient::new("Controller", url, identity, ExpectedPeer::AnyController)? })
     }
 
-    /// The controller's URL.
+    /// The controller's URL, or those of several, as they were given.
     #[must_use]
     pub fn url(&self) -> &str {
         self.http.base()

@@ -8,6 +8,7 @@
 mod agent;
 mod client;
 mod controller;
+mod policy;
 mod problem;
 mod server;
 mod span;
@@ -16,8 +17,12 @@ pub use agent::{
     AgentClient, ConsoleQuery, Heartbeat, HostReport, IncomingReady, IncomingRequest, MoveReport, OutgoingRequest,
     SnapshotRequest, StartRequest,
 };
-pub use client::{ClientError, ConsoleChunk, HttpClient};
+pub use client::{ClientError, ConsoleChunk, HttpClient, LEADER_HEADER};
 pub use controller::{CasRequest, ControllerClient, CreateRequest, MachineView, MoveCommand, Operation};
+pub use policy::{
+    Applied, ApplyRequest, DrainRequest, HostUse, LeftAlone, MachineUse, Missing, PlanGoal, PlanId, PlanState,
+    PlanView, PolicyChange, PolicyView, RebalanceRequest, SiteView, StepState,
+};
 pub use problem::{Json, Problem};
 pub use server::{Caller, TlsListener, serve};
 pub use span::{

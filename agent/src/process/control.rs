@@ -9,7 +9,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 use vmotion_api::{MoveReport, OutgoingRequest, PartOrder};
-use vmotion_model::{ApiError, ErrorCode, MoveId, MoveLimit};
+use vmotion_model::{ApiError, ErrorCode, MemoryTelemetry, MoveId, MoveLimit};
 
 /// Longest request or reply, in bytes.
 const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -36,6 +36,8 @@ pub enum Command {
     Snapshot(PathBuf),
     /// Type into the console.
     Input(Vec<u8>),
+    /// What does the guest do to its memory? Answered with an optional [`MemoryTelemetry`].
+    MemoryUse,
     /// What did the part of a machine do lately? Answered with [`PartFigures`](vmotion_model::PartFigures).
     PartFigures,
     /// Have a part of a machine do something. Answered with [`PartAnswer`](vmotion_api::PartAnswer).
@@ -95,6 +97,7 @@ async fn answer(life: &Arc<Life>, command: Command) -> Reply {
         Command::Limit(id, limit) => json(life.limit(&id, limit)?),
         Command::Snapshot(directory) => json(life.snapshot(directory).await?),
         Command::Input(bytes) => json(life.input(&bytes)?),
+        Command::MemoryUse => json(life.memory_use()),
         Command::PartFigures => json(life.part_figures().await?),
         Command::Part(order) => json(life.obey(order).await?),
     }
@@ -142,6 +145,10 @@ impl ControlClient {
 
     pub(crate) async fn status(&self) -> Result<ProcessState, ApiError> {
         self.ask(&Command::Status).await
+    }
+
+    pub(crate) async fn memory_use(&self) -> Result<Option<MemoryTelemetry>, ApiError> {
+        self.ask(&Command::MemoryUse).await
     }
 
     pub(crate) async fn report(&self, id: &MoveId) -> Result<MoveReport, ApiError> {

@@ -1,15 +1,15 @@
 //! The life of a machine process: start or receive, run, move away or stop.
 
 use super::{
-    Launch, ProcessState, Purpose, attach, checkpoint::checkpoint, control, outgoing::Outgoing, owner::ControllerStore,
-    part::PartLife, snapshot,
+    Launch, ProcessState, Purpose, attach, checkpoint::checkpoint, control, memory_use::MemoryUse, outgoing::Outgoing,
+    owner::ControllerStore, part::PartLife, snapshot,
 };
 use crate::{directory::MachineDirectory, supervisor::bind_first_free};
 use std::{
     net::UdpSocket,
     os::fd::AsFd as _,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -23,8 +23,8 @@ use vmotion_migrator::{
     target::{TargetMove, TargetOptions, TargetOutcome},
 };
 use vmotion_model::{
-    ApiError, Epoch, ErrorCode, MachineState, MoveId, MoveLimit, MoveOutcome, OwnerRecord, OwnerState, PartFigures,
-    error_chain,
+    ApiError, Epoch, ErrorCode, MachineState, MemoryTelemetry, MoveId, MoveLimit, MoveOutcome, OwnerRecord, OwnerState,
+    PartFigures, error_chain,
 };
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal, Tuning,
@@ -53,6 +53,8 @@ pub(super) struct Life {
     arrival_state: watch::Sender<&'static str>,
     /// The epoch that an arrival would be taken over from.
     arrives_from: watch::Sender<Epoch>,
+    /// What the guest does to its memory, once that is watched.
+    memory_use: OnceLock<MemoryUse>,
     /// Offset at which console output of this stay begins, once known.
     console_begins: watch::Sender<Option<u64>>,
     end: Notify,
@@ -91,6 +93,7 @@ pub(super) async fn live(directory: MachineDirectory, launch: Launch) -> Result<
     if let Ok(listener) = UnixListener::bind(directory.console_socket()) {
         tokio::spawn(attach::serve(listener, life.machine.console(), life.console_begins.subscribe()));
     }
+    life.watch_memory();
     let on_exit = Arc::clone(&life);
     life.machine.on_exit(move |reason| on_exit.guest_ended(&reason.to_string()));
     if let Some(arrival) = receiving {
@@ -173,6 +176,7 @@ fn build(directory: &MachineDirectory, launch: &Launch) -> Result<Life, String> 
         arrival: tokio_util::sync::CancellationToken::new(),
         arrival_state: watch::Sender::new("empty"),
         arrives_from: watch::Sender::new(launch.epoch),
+        memory_use: OnceLock::new(),
         console_begins: watch::Sender::new(None),
         end: Notify::new(),
     })
@@ -389,6 +393,26 @@ impl Life {
         let Some(arriving) = move_id.filter(|_| *self.arrival_state.borrow() == "pulling") else { return Ok(()) };
         let message = format!("Machine {name} runs here, but its memory still follows ({arriving})");
         Err(ApiError::new(ErrorCode::Conflict, message).with_hint("wait until that move is over"))
+    }
+
+    /// Samples what the guest writes whenever all its memory is here and nothing else reads it.
+    fn watch_memory(self: &Arc<Self>) {
+        if self.part.is_some() {
+            return;
+        }
+        let life = Arc::downgrade(self);
+        let may_look = move || {
+            life.upgrade().is_some_and(|life| life.state().move_id.is_none() && life.is_whole_and_runs().is_ok())
+        };
+        match MemoryUse::watch(&self.machine, may_look) {
+            Ok(watched) => drop(self.memory_use.set(watched)),
+            Err(error) => tracing::warn!(%error, "nobody samples what the guest writes"),
+        }
+    }
+
+    /// What the guest does to its memory; `None` until that is known.
+    pub(super) fn memory_use(&self) -> Option<MemoryTelemetry> {
+        self.memory_use.get()?.get()
     }
 
     /// Starts a move away; the same move again reports how it goes.

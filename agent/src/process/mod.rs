@@ -11,6 +11,7 @@ mod attach;
 mod checkpoint;
 mod control;
 mod life;
+mod memory_use;
 mod outgoing;
 mod owner;
 mod part;

@@ -30,6 +30,7 @@ use vmotion_spanning::{
     memory::PullError,
     part::{HomeError, KnownHomes, LeaveError, Left, OtherHost, PartConfig, SpanningPart, StillHere},
     registry::{Piece, Placement, Registry, Unheard},
+    vcpus::MoveError,
 };
 use vmotion_transport::{
     ExpectedPeer, Identity, Principal,
@@ -273,7 +274,13 @@ impl PartLife {
         let to = self.number_of(to)?;
         match piece {
             PieceName::Vcpu(vcpu) => {
-                let given = self.part.give_vcpu(vcpu, to, GIVE_PATIENCE).map_err(|error| to_refusal(&error))?;
+                let given = self.part.give_vcpu(vcpu, to, GIVE_PATIENCE).map_err(|error| match error {
+                    // As it was to be, or about to be.
+                    MoveError::There { .. } | MoveError::Moving(_) => {
+                        ApiError::new(ErrorCode::Conflict, error_chain(&error))
+                    }
+                    error => to_refusal(&error),
+                })?;
                 let pause_ms = given.pause.as_secs_f64() * 1000.0;
                 Ok(PartAnswer { pause_ms, pause: Some(given.parts), ..PartAnswer::default() })
             }
