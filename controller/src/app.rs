@@ -1,19 +1,23 @@
 //! What every part of a running controller shares.
 
-use crate::{error::unavailable, inventory::Inventory, store::SharedStore};
+use crate::{error::unavailable, inventory::Inventory, store::SharedStore, telemetry::Telemetry};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+};
 use vmotion_api::{AgentClient, Operation};
-use vmotion_model::{ApiError, HostName, MachineName, MoveId};
+use vmotion_model::{ApiError, HostName, MachineName, MoveId, Survey};
 use vmotion_transport::Identity;
 
 /// The controller.
 pub(crate) struct App {
     pub(crate) store: SharedStore,
     pub(crate) inventory: Inventory,
+    pub(crate) telemetry: Telemetry,
     identity: Arc<Identity>,
     /// One client for each host, and the URL it was made for.
     agents: Mutex<HashMap<HostName, (String, AgentClient)>>,
@@ -21,6 +25,14 @@ pub(crate) struct App {
     pub(crate) live: Mutex<BTreeMap<MoveId, watch::Sender<Operation>>>,
     /// Why a machine's host has not done yet what was asked. Bounded by the number of machines.
     pub(crate) waits: Mutex<HashMap<MachineName, String>>,
+    /// Declared machines that could not be created, and why. Bounded by the declared model.
+    pub(crate) missing: Mutex<BTreeMap<MachineName, String>>,
+    /// What the last move of a machine measured. Bounded by the number of machines.
+    pub(crate) surveys: Mutex<BTreeMap<MachineName, Survey>>,
+    /// What the policy saw when it looked last, in a sentence.
+    pub(crate) last_look: Mutex<Option<String>>,
+    /// Something has changed that the policy is to look at now.
+    pub(crate) look: Notify,
     /// Machines whose hosts are being asked again and again.
     pub(crate) asking: Mutex<HashSet<MachineName>>,
     /// Held while a host is chosen until that is in the store: memory is never promised twice.
@@ -41,10 +53,15 @@ impl App {
         Arc::new(Self {
             store,
             inventory,
+            telemetry: Telemetry::default(),
             identity,
             agents: Mutex::default(),
             live: Mutex::default(),
             waits: Mutex::default(),
+            missing: Mutex::default(),
+            surveys: Mutex::default(),
+            last_look: Mutex::default(),
+            look: Notify::new(),
             asking: Mutex::default(),
             admission: tokio::sync::Mutex::default(),
             locks: Mutex::default(),

@@ -2,7 +2,7 @@
 
 use crate::store::StoreError;
 use std::{net::SocketAddr, path::PathBuf};
-use vmotion_model::{ApiError, ErrorCode};
+use vmotion_model::{ApiError, ErrorCode, error_chain};
 use vmotion_transport::IdentityError;
 
 /// Why a controller ended.
@@ -36,6 +36,9 @@ pub enum ControllerError {
     /// The certificate is somebody else's; every client would refuse us.
     #[error("Certificate is of {0}: a controller needs one of spiffe://vmotion/controller/NAME")]
     NotController(String),
+    /// A store cannot be copied.
+    #[error("{0}")]
+    Copy(String),
     /// The HTTP server failed.
     #[error("HTTP server failed")]
     Serve(#[source] std::io::Error),
@@ -44,12 +47,34 @@ pub enum ControllerError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         let code = match error {
-            StoreError::TooLarge(_) => ErrorCode::Invalid,
-            StoreError::Locked(_) | StoreError::Corrupt { .. } | StoreError::Open { .. } | StoreError::Failed(_) => {
-                ErrorCode::Unavailable
-            }
+            StoreError::TooLarge(_) | StoreError::Setting(_) => ErrorCode::Invalid,
+            StoreError::Locked(_)
+            | StoreError::Corrupt { .. }
+            | StoreError::Open { .. }
+            | StoreError::Unreachable { .. }
+            | StoreError::NoQuorum { .. }
+            | StoreError::Full { .. }
+            | StoreError::Denied { .. }
+            | StoreError::NotLeader
+            | StoreError::Failed(_) => ErrorCode::Unavailable,
         };
         Self::new(code, error.to_string())
+    }
+}
+
+impl From<ControllerError> for ApiError {
+    fn from(error: ControllerError) -> Self {
+        let code = match error {
+            ControllerError::Store(error) => return error.into(),
+            ControllerError::Records(error) => return error,
+            ControllerError::NotController(_) => ErrorCode::Invalid,
+            ControllerError::Copy(_) => ErrorCode::Refused,
+            ControllerError::Data { .. }
+            | ControllerError::Listen { .. }
+            | ControllerError::Identity(_)
+            | ControllerError::Serve(_) => ErrorCode::Internal,
+        };
+        Self::new(code, error_chain(&error))
     }
 }
 

@@ -111,7 +111,7 @@ impl Inventory {
 
     /// A host's sign of life; what to write to the store about it, when there is something new.
     pub(crate) fn heartbeat(&self, heartbeat: Heartbeat) -> Option<HostRecord> {
-        let Heartbeat { host: report, machines } = heartbeat;
+        let Heartbeat { host: report, machines, .. } = heartbeat;
         let mut hosts = self.lock();
         let name = report.name.clone();
         let (mut machines_before, mut forgotten, before) = match hosts.remove(&name) {

@@ -20,8 +20,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
 use vmotion_api::{ClientError, MoveCommand, Operation};
 use vmotion_model::{
-    Accuracy, ApiError, HostName, MachineName, MachineState, MoveId, MoveLimit, MoveOutcome, OwnerRecord, Placement,
-    Timeline,
+    Accuracy, ApiError, HostName, MachineName, MachineState, Motive, MoveId, MoveLimit, MoveOutcome, OwnerRecord,
+    Placement, Timeline,
 };
 use vmotion_policy::{Current, PlacementRequest, Wanted};
 use vmotion_transport::session::MoveTicket;
@@ -32,6 +32,30 @@ const REMEMBERED_MAX: usize = 1000;
 const FORGOTTEN_AT_ONCE: usize = 50;
 /// A cancelled move is usually over by then; the answer says so when it is.
 const CANCEL_WITHIN: Duration = Duration::from_secs(3);
+
+/// Who wants a move, and why.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Asked {
+    /// An operator by name, or `policy`.
+    pub(crate) by: Option<String>,
+    /// When the policy asked.
+    pub(crate) motive: Option<Motive>,
+    /// The same in a sentence.
+    pub(crate) reason: Option<String>,
+}
+
+impl Asked {
+    /// Into the operation that is made of it.
+    pub(crate) fn write(self, operation: &mut Operation) {
+        let Self { by, motive, reason } = self;
+        (operation.asked_by, operation.motive, operation.reason) = (by, motive, reason);
+    }
+
+    /// By an operator of this name, who need not say why.
+    pub(crate) fn by_operator(name: String) -> Self {
+        Self { by: Some(name), ..Self::default() }
+    }
+}
 
 /// A machine that could be moved.
 struct Movable {
@@ -96,7 +120,12 @@ async fn place_movable(app: &App, command: &MoveCommand, movable: &Movable) -> R
 }
 
 /// Begins a move: it is in the store before any host hears of it.
-pub(crate) async fn start(app: &Arc<App>, command: MoveCommand, once: Once) -> Result<Operation, ApiError> {
+pub(crate) async fn start(
+    app: &Arc<App>,
+    command: MoveCommand,
+    asked: Asked,
+    once: Once,
+) -> Result<Operation, ApiError> {
     let _admission = app.admission.lock().await;
     if let Some(operation) = made_before(app, &once).await? {
         return Ok(operation);
@@ -106,7 +135,8 @@ pub(crate) async fn start(app: &Arc<App>, command: MoveCommand, once: Once) -> R
     let placement = place_movable(app, &command, &movable).await?;
     let target = chosen(&placement, &command.machine)?;
     let (id, counter) = next_id(&*app.store).await?;
-    let record = record(command, movable.machine.value.clone(), movable.owner.value.clone(), target, id, placement);
+    let mut record = record(command, movable.machine.value.clone(), movable.owner.value.clone(), target, id, placement);
+    asked.write(&mut record.operation);
     let operation = record.operation.clone();
     let Operation { id, machine, source, target, .. } = &operation;
     let mut transaction = Transaction::default()
@@ -166,6 +196,9 @@ fn record(
         summary: None,
         placement: Some(placement),
         note: None,
+        asked_by: None,
+        motive: None,
+        reason: None,
         steps: Vec::new(),
     };
     MoveRecord {
@@ -271,7 +304,7 @@ pub(crate) async fn accuracy(app: &App) -> Result<Accuracy, ApiError> {
     accuracy::of_moves(&*app.store).await
 }
 
-fn outcome_in_words(outcome: &MoveOutcome) -> String {
+pub(crate) fn outcome_in_words(outcome: &MoveOutcome) -> String {
     match outcome {
         MoveOutcome::Moved => "moved".to_owned(),
         MoveOutcome::Cancelled => "cancelled".to_owned(),

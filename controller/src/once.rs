@@ -41,6 +41,11 @@ impl Once {
         Ok(Self { prefix: kind, key: Some(format!("{kind}{key}")), request })
     }
 
+    /// One that this controller makes itself, and repeats only after having looked.
+    pub(crate) const fn without_key() -> Self {
+        Self { prefix: "", key: None, request: String::new() }
+    }
+
     /// What the first request with this key made.
     pub(crate) async fn made_before(&self, store: &dyn Store) -> Result<Option<String>, ApiError> {
         let Some(key) = &self.key else { return Ok(None) };

@@ -6,7 +6,7 @@ use crate::{
     app::{App, lock},
     error::{forbidden, invalid, not_found, unavailable},
     records::{load_owner, put},
-    store::{Outcome, Transaction},
+    store::{Outcome, Store, Transaction},
 };
 use vmotion_api::CasRequest;
 use vmotion_migrator::ownership::{CasOutcome, decide};
@@ -64,21 +64,32 @@ pub(crate) async fn compare_and_set(
     request: &CasRequest,
 ) -> Result<OwnerRecord, ApiError> {
     check(host, name, request)?;
+    swap(&*app.store, request, |current| check_takes_part(app, host, current)).await
+}
+
+/// The same for a request that is in order; `may` is asked about the record as it is before it is changed.
+pub(crate) async fn swap(
+    store: &dyn Store,
+    request: &CasRequest,
+    may: impl Fn(&OwnerRecord) -> Result<(), ApiError> + Send,
+) -> Result<OwnerRecord, ApiError> {
     let CasRequest { expected, wanted } = request;
+    let name = &wanted.machine;
     for _ in 0..TURNS_MAX {
-        let stored = load_owner(&*app.store, name).await?;
+        let stored = load_owner(store, name).await?;
         let stored = stored.ok_or_else(|| not_found(format!("There is no machine {name}")))?;
         let current = &stored.value;
         match decide(current, expected, wanted) {
             CasOutcome::Lost(current) => {
-                tracing::info!(machine = %name, loser = %host, owner = %current.owner, epoch = current.epoch.0, "ownership lost");
+                let loser = &wanted.owner;
+                tracing::info!(machine = %name, %loser, owner = %current.owner, epoch = current.epoch.0, "ownership lost");
                 return Ok(current);
             }
             CasOutcome::Won if current == wanted => return Ok(stored.value),
-            CasOutcome::Won => check_takes_part(app, host, &stored.value)?,
+            CasOutcome::Won => may(&stored.value)?,
         }
         let transaction = Transaction::default().when(stored.unchanged()).then(put(stored.key.as_str(), wanted)?);
-        if let Outcome::Committed(_) = app.store.commit(transaction).await? {
+        if let Outcome::Committed(_) = store.commit(transaction).await? {
             tracing::info!(machine = %name, owner = %wanted.owner, epoch = wanted.epoch.0, "ownership won");
             return Ok(wanted.clone());
         }

@@ -119,7 +119,7 @@ fn carry_pieces(
 }
 
 /// Does the machine need no memory any more?
-fn has_ended(app: &App, owner: &HostName, name: &MachineName, intent: &Intent) -> bool {
+pub(crate) fn has_ended(app: &App, owner: &HostName, name: &MachineName, intent: &Intent) -> bool {
     let reported = app.inventory.status(owner, name).map(|status| status.state);
     match intent {
         Intent::Stopped | Intent::Failed { .. } => true,

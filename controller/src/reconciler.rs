@@ -8,9 +8,11 @@ mod shape;
 
 use crate::{
     app::{App, lock},
+    inventory::unix_ms,
     machines,
     operations::{Event, MoveRecord, Next, Phase},
-    records::{MOVES, Stored, busy_key, load_all, load_move, put, timeline_key},
+    placed::{PlacedRecord, placed_key},
+    records::{MOVES, Stored, busy_key, load, load_all, load_move, put, timeline_key},
     store::{Change, Outcome, Transaction},
 };
 use ask::Questioner;
@@ -144,12 +146,21 @@ async fn finish(
         .when(stored.unchanged())
         .then(put(stored.key.as_str(), &small)?)
         .then(Change::Delete(busy_key(machine)));
+    if record.operation.outcome == Some(MoveOutcome::Moved) {
+        let key = placed_key(machine);
+        let before = load::<PlacedRecord>(&*app.store, &key).await?.map(|stored| stored.value);
+        transaction = transaction.then(put(key, &PlacedRecord::after(before, &record.operation, unix_ms()))?);
+    }
     if let Some(timeline) = timeline {
         transaction = transaction.then(put(timeline_key(id), &timeline)?);
     }
     if app.store.commit(transaction).await? == Outcome::Refused {
         return Ok(Some(Duration::ZERO));
     }
+    if let Some(outlook) = record.operation.summary.as_ref().and_then(|summary| summary.outlook.as_ref()) {
+        lock(&app.surveys).insert(machine.clone(), outlook.survey.clone());
+    }
+    app.look.notify_one();
     tracing::info!(%id, outcome = ?record.operation.outcome, "move is over");
     show(app, id, |operation| *operation = record.operation);
     Ok(None)

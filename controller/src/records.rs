@@ -17,6 +17,16 @@ pub(crate) const MOVES: &str = "moves/";
 /// Machines that span several hosts.
 const SPANS: &str = "spans/";
 pub(crate) const PIECES: &str = "pieces/";
+/// What the operator declared; the policy has a key of its own.
+pub(crate) const SITE: &str = "site/model";
+pub(crate) const POLICY: &str = "site/policy";
+/// Hosts that are to be empty.
+pub(crate) const DRAINS: &str = "drains/";
+/// Who put a machine where it is.
+pub(crate) const PLACED: &str = "placed/";
+pub(crate) const PLANS: &str = "plans/";
+/// The number of the last plan.
+pub(crate) const LAST_PLAN: &str = "counters/plans";
 /// The number of the last move.
 pub(crate) const LAST_MOVE: &str = "counters/moves";
 
@@ -137,6 +147,24 @@ impl SpanRecord {
     pub(crate) fn others(&self, host: &HostName) -> impl Iterator<Item = &HostName> {
         self.members.values().filter(move |member| *member != host)
     }
+}
+
+/// That a host is to be empty.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DrainRecord {
+    pub(crate) host: HostName,
+    /// By when, in ms since the epoch.
+    #[serde(default)]
+    pub(crate) by_unix_ms: Option<u64>,
+    /// The pause that each move may cost, in ms.
+    #[serde(default)]
+    pub(crate) downtime_ms_max: Option<u32>,
+    /// Who asked.
+    pub(crate) asked_by: String,
+}
+
+pub(crate) fn drain_key(host: &HostName) -> String {
+    format!("{DRAINS}{host}")
 }
 
 /// A host in the store.

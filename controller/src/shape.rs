@@ -15,7 +15,7 @@ use crate::{
     store::{Compare, Outcome, Transaction},
 };
 use futures::future::join_all;
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use vmotion_api::{MemberView, Operation, ShapeChange, ShapePlan, SpanView};
 use vmotion_model::{
@@ -83,7 +83,33 @@ pub(crate) async fn view(app: &App, name: &MachineName) -> Result<SpanView, ApiE
     Ok(look_at(app, &spanning).await?.0)
 }
 
+/// Which pieces of a machine share what: waits a second that would be saved if they were on one host.
+pub(crate) async fn sharing(app: &App, name: &MachineName) -> Result<Vec<(PieceName, PieceName, f64)>, ApiError> {
+    let spanning = Spanning::load(app, name).await?;
+    let members = members(app, &spanning).await;
+    let picture = picture(app, &spanning, &members)?;
+    let pairs = look(&picture).sharing.into_iter().map(|pair| (pair.one, pair.other, pair.faults_per_s));
+    let mut slices: BTreeMap<(u8, u8), f64> = BTreeMap::new();
+    for Waits { vcpu, pages, .. } in &picture.waits {
+        for (_, slice, per_s) in pages {
+            *slices.entry((*vcpu, *slice)).or_default() += per_s;
+        }
+    }
+    let slices =
+        slices.into_iter().map(|((vcpu, slice), per_s)| (PieceName::Vcpu(vcpu), PieceName::Memory(slice), per_s));
+    Ok(pairs.chain(slices).collect())
+}
+
 async fn look_at(app: &App, spanning: &Spanning) -> Result<(SpanView, Vec<(PieceName, HostName)>), ApiError> {
+    let members = members(app, spanning).await;
+    let Insight { per_s, hottest, sharing, advice } = look(&picture(app, spanning, &members)?);
+    let wanted = advice.iter().map(|advice| (advice.piece, advice.to.clone())).collect();
+    let machine = spanning.name().clone();
+    Ok((SpanView { machine, members, remote_faults_per_s: per_s, hottest, sharing, advice }, wanted))
+}
+
+/// Its hosts, and what they say of what they did lately.
+async fn members(app: &App, spanning: &Spanning) -> Vec<MemberView> {
     let name = spanning.name();
     let asked = spanning.span.members.values().map(async |host| {
         let said = match app.agent(host) {
@@ -102,10 +128,7 @@ async fn look_at(app: &App, spanning: &Spanning) -> Result<(SpanView, Vec<(Piece
         let pieces = spanning.pieces.iter().filter(|piece| piece.host == *host).map(|piece| piece.name).collect();
         members.push(MemberView { host: host.clone(), devices: host == spanning.hub(), pieces, figures, reason });
     }
-    let Insight { per_s, hottest, sharing, advice } = look(&picture(app, spanning, &members)?);
-    let wanted = advice.iter().map(|advice| (advice.piece, advice.to.clone())).collect();
-    let view = SpanView { machine: name.clone(), members, remote_faults_per_s: per_s, hottest, sharing, advice };
-    Ok((view, wanted))
+    members
 }
 
 fn picture(app: &App, spanning: &Spanning, members: &[MemberView]) -> Result<Picture, ApiError> {
@@ -224,6 +247,7 @@ pub(crate) async fn start(
     app: &Arc<App>,
     name: &MachineName,
     change: ShapeChange,
+    asked: moves::Asked,
     once: Once,
 ) -> Result<Operation, ApiError> {
     let _admission = app.admission.lock().await;
@@ -247,7 +271,8 @@ pub(crate) async fn start(
         });
     }
     let (id, counter) = moves::next_id(&*app.store).await?;
-    let record = record(&spanning, id, steps, placement);
+    let mut record = record(&spanning, id, steps, placement);
+    asked.write(&mut record.operation);
     let operation = record.operation.clone();
     let mut transaction = Transaction::default()
         .when(spanning.machine.unchanged())
@@ -289,6 +314,9 @@ fn record(spanning: &Spanning, id: MoveId, steps: Vec<Step>, placement: Option<P
         summary: None,
         placement,
         note: None,
+        asked_by: None,
+        motive: None,
+        reason: None,
         steps: steps.into_iter().map(StepReport::new).collect(),
     };
     MoveRecord {

@@ -19,15 +19,15 @@ fn wrong(found: Option<&Principal>, wanted: &str) -> Problem {
     Problem(forbidden(format!("Only {wanted} may do this; the caller is {found}")))
 }
 
-/// The caller is an operator or a controller.
-pub(super) struct Operator;
+/// The caller is an operator or a controller, of this name.
+pub(super) struct Operator(pub(super) String);
 
 impl<S: Sync> FromRequestParts<S> for Operator {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         match principal(parts) {
-            Some(Principal::Operator(_) | Principal::Controller(_)) => Ok(Self),
+            Some(Principal::Operator(name) | Principal::Controller(name)) => Ok(Self(name.to_string())),
             other => Err(wrong(other, "operators")),
         }
     }

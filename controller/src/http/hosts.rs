@@ -3,6 +3,7 @@
 use super::access::{CallingHost, Named, Operator};
 use crate::{
     app::App,
+    drains,
     error::{forbidden, invalid, not_found},
     records::{host_key, put},
     store::Transaction,
@@ -41,6 +42,7 @@ pub(super) async fn heartbeat(
             invalid(format!("Host {name} reports {found} machines, at most {MACHINES_MAX} are accepted")).into()
         );
     }
+    app.telemetry.heard(&name, heartbeat.telemetry, heartbeat.used.clone());
     if let Some(record) = app.inventory.heartbeat(heartbeat) {
         app.store.commit(Transaction::default().then(put(host_key(&name), &record)?)).await.map_err(ApiError::from)?;
     }
@@ -66,6 +68,7 @@ pub(super) async fn uncordon(
     State(app): State<Arc<App>>,
     Named(name): Named<HostName>,
 ) -> Result<Json<Host>, Problem> {
+    drains::end(&app, &name).await?;
     set_cordoned(&app, &name, false).await
 }
 

@@ -4,7 +4,7 @@ use super::{
     access::{CallingHost, Named, Operator},
     to_the_end,
 };
-use crate::{app::App, machines, once::Once, shape};
+use crate::{app::App, machines, moves::Asked, once::Once, shape};
 use axum::{
     extract::State,
     http::HeaderMap,
@@ -106,7 +106,7 @@ pub(super) async fn shape(
         ("idempotency-key" = Option<String>, Header, description = "The same key with the same request has one effect")),
     responses((status = 200, description = "The move, begun", body = Operation), (status = "default", description = "What went wrong", body = ApiError)))]
 pub(super) async fn reshape(
-    _: Operator,
+    Operator(caller): Operator,
     State(app): State<Arc<App>>,
     Named(name): Named<MachineName>,
     headers: HeaderMap,
@@ -116,7 +116,9 @@ pub(super) async fn reshape(
         return Ok(Json(shape::foresee(&app, &name, &request.change).await?).into_response());
     }
     let once = Once::new(&headers, "once-shape/", &(&name, &request))?;
-    let operation = to_the_end(async move { shape::start(&app, &name, request.change, once).await }).await?;
+    let operation =
+        to_the_end(async move { shape::start(&app, &name, request.change, Asked::by_operator(caller), once).await })
+            .await?;
     Ok(Json(operation).into_response())
 }
 

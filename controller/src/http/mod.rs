@@ -7,6 +7,7 @@ mod machines;
 mod moves;
 pub(crate) mod openapi;
 mod owners;
+mod policy;
 
 use crate::app::App;
 use axum::{
@@ -40,6 +41,14 @@ fn routes() -> Vec<Route> {
         ("/v1/hosts/{name}/heartbeat", &["post"], post(hosts::heartbeat)),
         ("/v1/hosts/{name}/cordon", &["post"], post(hosts::cordon)),
         ("/v1/hosts/{name}/uncordon", &["post"], post(hosts::uncordon)),
+        ("/v1/hosts/{name}/drain", &["post"], post(policy::drain)),
+        ("/v1/machines/{name}/why", &["get"], get(policy::why)),
+        ("/v1/site", &["get", "put"], get(policy::site).put(policy::apply)),
+        ("/v1/policy", &["get", "patch"], get(policy::show).patch(policy::set)),
+        ("/v1/rebalance", &["post"], post(policy::rebalance)),
+        ("/v1/plans", &["get"], get(policy::plans)),
+        ("/v1/plans/{id}", &["get", "delete"], get(policy::plan).delete(policy::cancel)),
+        ("/v1/usage", &["get"], get(policy::usage)),
         ("/v1/moves", &["get", "post"], get(moves::list).post(moves::start)),
         ("/v1/moves/accuracy", &["get"], get(moves::accuracy)),
         ("/v1/moves/{id}", &["get", "patch", "delete"], get(moves::show).patch(moves::limit).delete(moves::cancel)),

@@ -4,7 +4,11 @@ use super::{
     access::{Named, Operator},
     to_the_end,
 };
-use crate::{app::App, moves, once::Once};
+use crate::{
+    app::App,
+    moves::{self, Asked},
+    once::Once,
+};
 use axum::{
     extract::State,
     http::HeaderMap,
@@ -42,7 +46,7 @@ pub(super) async fn show(
     params(("idempotency-key" = Option<String>, Header, description = "The same key with the same request has one effect")),
     responses((status = 200, description = "The move, begun", body = Operation), (status = "default", description = "What went wrong", body = ApiError)))]
 pub(super) async fn start(
-    _: Operator,
+    Operator(caller): Operator,
     State(app): State<Arc<App>>,
     headers: HeaderMap,
     Json(command): Json<MoveCommand>,
@@ -51,7 +55,8 @@ pub(super) async fn start(
         return Ok(Json(moves::place(&app, &command).await?).into_response());
     }
     let once = Once::new(&headers, "once-move/", &command)?;
-    let operation = to_the_end(async move { moves::start(&app, command, once).await }).await?;
+    let operation =
+        to_the_end(async move { moves::start(&app, command, Asked::by_operator(caller), once).await }).await?;
     Ok(Json(operation).into_response())
 }
 

@@ -1,6 +1,6 @@
 //! `/v1/openapi.json`: the API described by the handlers themselves.
 
-use super::{access::Anybody, console, hosts, machines, moves, owners};
+use super::{access::Anybody, console, hosts, machines, moves, owners, policy};
 use axum::response::{IntoResponse as _, Response};
 use utoipa::OpenApi as _;
 
@@ -29,6 +29,17 @@ use utoipa::OpenApi as _;
         hosts::heartbeat,
         hosts::cordon,
         hosts::uncordon,
+        policy::drain,
+        policy::why,
+        policy::site,
+        policy::apply,
+        policy::show,
+        policy::set,
+        policy::rebalance,
+        policy::plans,
+        policy::plan,
+        policy::cancel,
+        policy::usage,
         moves::list,
         moves::show,
         moves::start,
@@ -38,7 +49,7 @@ use utoipa::OpenApi as _;
         moves::events,
         document,
     ),
-    components(schemas(vmotion_model::Placement))
+    components(schemas(vmotion_model::Placement, vmotion_model::Plan))
 )]
 struct Document;
 

@@ -3,6 +3,7 @@
 use super::span;
 use crate::{
     app::{App, lock},
+    placed::placed_key,
     records::{
         Intent, MACHINES, MachineRecord, Stored, load_all, load_machine, load_owner, load_span, machine_key, owner_key,
         put,
@@ -226,5 +227,6 @@ async fn ask_remove(
     }
     app.inventory.forget(host, name);
     tracing::info!(machine = %name, %host, "removed");
-    conclude(app, machine, vec![machine.deleted(), owner.deleted()], Asked::Settled).await
+    let changes = vec![machine.deleted(), owner.deleted(), Change::Delete(placed_key(name))];
+    conclude(app, machine, changes, Asked::Settled).await
 }

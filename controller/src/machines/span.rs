@@ -7,6 +7,7 @@ use super::drive::{Asked, conclude, with_intent};
 use crate::{
     app::App,
     error::{conflict, forbidden, invalid, not_found, refused, unavailable},
+    placed::placed_key,
     placement::Snapshot,
     records::{
         Intent, MachineRecord, SpanRecord, Stored, load, load_all, load_machine, load_owner, load_span, owner_key,
@@ -14,6 +15,7 @@ use crate::{
     },
     store::{Change, Compare, Outcome, Transaction},
 };
+use std::time::{Duration, Instant};
 use vmotion_api::{
     AgentClient, ClaimRequest, Claimed, ClientError, CreateRequest, PartAddress, PartAnswer, PartMember, PartOrder,
     PartReady, PartRequest, PartState,
@@ -25,6 +27,9 @@ use vmotion_model::{
 use vmotion_spanning::directory::{ShardNumber, shards};
 use vmotion_transport::mesh::MeshTicket;
 
+/// A vCPU that is on its way is where it goes by then.
+const CLAIMED_WITHIN: Duration = Duration::from_secs(10);
+const CLAIM_POLL: Duration = Duration::from_millis(50);
 /// Turns before a record that changes all the time is given up.
 const TURNS_MAX: usize = 16;
 
@@ -213,7 +218,8 @@ async fn everything(
     owner: &Stored<OwnerRecord>,
 ) -> Result<Vec<Change>, ApiError> {
     let name = &machine.value.spec.name;
-    let mut changes = vec![machine.deleted(), owner.deleted(), Change::Delete(span_key(name))];
+    let mut changes =
+        vec![machine.deleted(), owner.deleted(), Change::Delete(span_key(name)), Change::Delete(placed_key(name))];
     for prefix in [pieces_key(name), shards_key(name)] {
         let (entries, _) = app.store.list(&prefix).await?;
         changes.extend(entries.into_iter().map(|entry| Change::Delete(entry.key)));
@@ -399,7 +405,11 @@ pub(crate) async fn give(
     let stored = stored.ok_or_else(unknown)?;
     let mut done = StepDone::default();
     if stored.value.host == *from {
-        done = to_the_end(app, from, name, &PartOrder::Give { piece, to: to.clone() }).await?;
+        done = match to_the_end(app, from, name, &PartOrder::Give { piece, to: to.clone() }).await {
+            // An order of before, perhaps another controller's, is being carried out.
+            Err(error) if error.code() == Some(ErrorCode::Conflict) => until_claimed(app, &key, to, error).await?,
+            answer => answer?,
+        };
     }
     let PieceName::Memory(slice) = piece else { return Ok(done) };
     done.pages = to_the_end(app, to, name, &PartOrder::Pull { slice, from: from.clone() }).await?.pages;
@@ -415,6 +425,19 @@ pub(crate) async fn give(
         }
     }
     Ok(done)
+}
+
+/// Waits for a piece that is on its way to be claimed by the host that it goes to; `error` when it is not.
+async fn until_claimed(app: &App, key: &str, to: &HostName, error: ClientError) -> Result<StepDone, ClientError> {
+    let until = Instant::now() + CLAIMED_WITHIN;
+    while Instant::now() < until {
+        let now: Option<Stored<Claimed>> = load(&*app.store, key).await.map_err(ClientError::Answered)?;
+        if now.is_some_and(|stored| stored.value.host == *to) {
+            return Ok(StepDone::default());
+        }
+        tokio::time::sleep(CLAIM_POLL).await;
+    }
+    Err(error)
 }
 
 /// A host without pieces leaves a machine. Who has no part any more has left.

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 use vmotion_api::{ClientError, Operation};
-use vmotion_model::{ApiError, HostName, MoveOutcome, Step, StepDone, StepReport};
+use vmotion_model::{ApiError, ErrorCode, HostName, MoveOutcome, Step, StepDone, StepReport};
 
 /// A host that is silent for so long is given up: the machine does not outlive its lease, which is shorter in most places.
 const HOST_PATIENCE: Duration = Duration::from_secs(30);
@@ -54,7 +54,9 @@ pub(super) async fn turn(
         }
         Err(error) => {
             let since = *silence.get_or_insert_with(Instant::now);
-            if matches!(error, ClientError::NoAnswer { .. }) && since.elapsed() < HOST_PATIENCE && !record.cancel {
+            // A process that died while it was asked is gone when it is asked again, and that is an answer.
+            let silent = matches!(error, ClientError::NoAnswer { .. }) || error.code() == Some(ErrorCode::Unavailable);
+            if silent && since.elapsed() < HOST_PATIENCE && !record.cancel {
                 show(app, &record.operation.id, |operation| operation.note = Some(error.to_string()));
                 return Ok(Some(ASK_AGAIN_AFTER));
             }

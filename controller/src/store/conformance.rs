@@ -2,48 +2,75 @@
 
 use super::{
     Change, Commit, Compare, Entry, Outcome, Revision, SharedStore, StoreError, Transaction, WatchError,
-    memory::MemoryStore, redb::RedbStore,
+    cluster::{self, Cluster},
+    etcd::{EtcdOptions, EtcdStore},
+    memory::MemoryStore,
+    redb::RedbStore,
 };
 use std::sync::Arc;
 
+/// Every case on every store: on those of this process a test each, on a cluster of three members one after the other, each under a
+/// prefix of its own.
 macro_rules! suite {
-    ($name:ident, $open:expr) => {
-        mod $name {
-            use super::*;
+    ($($case:ident),* $(,)?) => {
+        mod on_redb {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+                async fn $case() {
+                    let directory = tempfile::tempdir().unwrap();
+                    super::$case(super::open_redb(directory.path())).await;
+                }
+            )*
+        }
 
-            macro_rules! case {
-                ($case:ident) => {
-                    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-                    async fn $case() {
-                        let directory = tempfile::tempdir().unwrap();
-                        let store: SharedStore = $open(directory.path());
-                        super::$case(store).await;
-                    }
-                };
+        mod in_memory {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+                async fn $case() {
+                    super::$case(super::open_memory()).await;
+                }
+            )*
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+        async fn on_etcd() {
+            if cluster::is_missing("store::conformance::on_etcd") {
+                return;
             }
-            case!(entry_that_was_put_is_found_with_its_revision);
-            case!(compare_that_holds_commits_and_one_that_does_not_changes_nothing);
-            case!(transaction_changes_all_keys_or_none);
-            case!(deleted_key_is_absent_again);
-            case!(list_has_exactly_the_prefix_in_order);
-            case!(concurrent_compare_and_set_has_exactly_one_winner_each_turn);
-            case!(watch_sees_every_change_of_its_prefix_in_order_from_a_past_revision);
-            case!(watch_from_a_forgotten_revision_is_refused);
-            case!(oversized_keys_values_and_transactions_are_refused);
+            let cluster = Cluster::start(&[]).await;
+            $(
+                eprintln!("{}", stringify!($case));
+                $case(open_etcd(&cluster, stringify!($case))).await;
+            )*
         }
     };
 }
+
+suite!(
+    entry_that_was_put_is_found_with_its_revision,
+    compare_that_holds_commits_and_one_that_does_not_changes_nothing,
+    transaction_changes_all_keys_or_none,
+    last_change_of_a_key_counts,
+    deleted_key_is_absent_again,
+    list_has_exactly_the_prefix_in_order,
+    list_of_many_entries_has_them_all,
+    concurrent_compare_and_set_has_exactly_one_winner_each_turn,
+    watch_sees_every_change_of_its_prefix_in_order_from_a_past_revision,
+    oversized_keys_values_and_transactions_are_refused,
+);
 
 fn open_redb(directory: &std::path::Path) -> SharedStore {
     Arc::new(RedbStore::open(&directory.join("store")).unwrap())
 }
 
-fn open_memory(_: &std::path::Path) -> SharedStore {
+fn open_memory() -> SharedStore {
     Arc::new(MemoryStore::default())
 }
 
-suite!(on_redb, open_redb);
-suite!(in_memory, open_memory);
+fn open_etcd(cluster: &Cluster, prefix: &str) -> SharedStore {
+    let options = EtcdOptions { prefix: prefix.to_owned(), ..EtcdOptions::new(cluster.urls()) };
+    Arc::new(EtcdStore::new(&options).unwrap())
+}
 
 fn put(key: &str, value: &str) -> Change {
     Change::Put(key.to_owned(), value.into())
@@ -101,13 +128,39 @@ async fn deleted_key_is_absent_again(store: SharedStore) {
 }
 
 async fn list_has_exactly_the_prefix_in_order(store: SharedStore) {
+    let mut last = Revision::default();
     for key in ["b/2", "a/1", "b/1", "b", "b0", "c/1"] {
-        set(&store, key, "x").await;
+        last = set(&store, key, "x").await;
     }
     let (entries, revision) = store.list("b/").await.unwrap();
     assert_eq!(entries.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["b/1", "b/2"]);
-    assert_eq!(revision, Revision(6));
+    assert_eq!(revision, last);
     assert_eq!(store.list("").await.unwrap().0.len(), 6);
+}
+
+async fn list_of_many_entries_has_them_all(store: SharedStore) {
+    let key = |n: usize| format!("many/{n:04}");
+    for batch in 0..6 {
+        let changes = (0..100).map(|n| put(&key(batch * 100 + n), "x")).collect();
+        let transaction = Transaction { compares: Vec::new(), changes };
+        assert!(matches!(store.commit(transaction).await.unwrap(), Outcome::Committed(_)));
+    }
+    let (entries, _) = store.list("many/").await.unwrap();
+    let found: Vec<_> = entries.into_iter().map(|entry| entry.key).collect();
+    assert_eq!(found, (0..600).map(key).collect::<Vec<_>>());
+}
+
+async fn last_change_of_a_key_counts(store: SharedStore) {
+    let put_last = Transaction::default()
+        .then(put("a", "1"))
+        .then(Change::Delete("a".into()))
+        .then(put("b", "1"))
+        .then(put("a", "2"));
+    assert!(matches!(store.commit(put_last).await.unwrap(), Outcome::Committed(_)));
+    assert_eq!((text(&store, "a").await.as_deref(), text(&store, "b").await.as_deref()), (Some("2"), Some("1")));
+    let delete_last = Transaction::default().then(put("a", "3")).then(Change::Delete("a".into()));
+    assert!(matches!(store.commit(delete_last).await.unwrap(), Outcome::Committed(_)));
+    assert_eq!(text(&store, "a").await, None);
 }
 
 async fn concurrent_compare_and_set_has_exactly_one_winner_each_turn(store: SharedStore) {
@@ -168,6 +221,18 @@ async fn watch_sees_every_change_of_its_prefix_in_order_from_a_past_revision(sto
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn watch_from_a_revision_that_redb_has_forgotten_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    watch_from_a_forgotten_revision_is_refused(open_redb(directory.path())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watch_from_a_revision_that_memory_has_forgotten_is_refused() {
+    watch_from_a_forgotten_revision_is_refused(open_memory()).await;
+}
+
+/// Of stores that keep a bounded history; etcd forgets when it is told to.
 async fn watch_from_a_forgotten_revision_is_refused(store: SharedStore) {
     let first = set(&store, "a", "0").await;
     let mut slow = store.watch("a", first).unwrap();

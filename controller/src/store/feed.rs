@@ -1,6 +1,6 @@
 //! Watches for stores that live in this process: a bounded history and a broadcast of what follows.
 
-use super::{Change, Commit, Revision};
+use super::{Commit, Revision, Watch, WatchError};
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
@@ -9,17 +9,6 @@ use tokio::sync::broadcast;
 
 /// Commits a watch may lag behind, and commits that are kept for watches that begin in the past.
 const HISTORY_MAX: usize = 1024;
-
-/// Why a watch ended or cannot begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum WatchError {
-    /// Commits between were forgotten: list again, and watch from there.
-    #[error("Commits after revision {} are not kept any more", .0.0)]
-    Compacted(Revision),
-    /// The store was closed.
-    #[error("Store was closed")]
-    Closed,
-}
 
 /// The writing end.
 #[derive(Debug)]
@@ -63,39 +52,30 @@ impl Feed {
             return Err(WatchError::Compacted(after));
         }
         let past = history.commits.iter().filter(|commit| commit.revision > after).cloned().collect();
-        Ok(Watch { prefix: prefix.to_owned(), past, receiver: self.sender.subscribe(), seen: after })
+        let follower = Follower { past, receiver: self.sender.subscribe(), seen: after };
+        Ok(Watch::of_feed(prefix, follower))
     }
 }
 
-/// A watch. Dropping it ends it.
+/// The reading end.
 #[derive(Debug)]
-pub struct Watch {
-    prefix: String,
+pub(super) struct Follower {
     past: VecDeque<Arc<Commit>>,
     receiver: broadcast::Receiver<Arc<Commit>>,
     seen: Revision,
 }
 
-impl Watch {
-    /// The next commit that touches the prefix, with only those changes.
-    ///
-    /// # Errors
-    /// [`WatchError::Compacted`] when this watch was too slow.
-    pub async fn next(&mut self) -> Result<Commit, WatchError> {
-        loop {
-            let commit = match self.past.pop_front() {
-                Some(commit) => commit,
-                None => self.receiver.recv().await.map_err(|error| match error {
-                    broadcast::error::RecvError::Lagged(_) => WatchError::Compacted(self.seen),
-                    broadcast::error::RecvError::Closed => WatchError::Closed,
-                })?,
-            };
-            self.seen = commit.revision;
-            let ours = |change: &&Change| change.key().starts_with(&self.prefix);
-            let changes: Vec<Change> = commit.changes.iter().filter(ours).cloned().collect();
-            if !changes.is_empty() {
-                return Ok(Commit { revision: commit.revision, changes });
-            }
-        }
+impl Follower {
+    /// The next commit, whatever it touches.
+    pub(super) async fn next(&mut self) -> Result<Arc<Commit>, WatchError> {
+        let commit = match self.past.pop_front() {
+            Some(commit) => commit,
+            None => self.receiver.recv().await.map_err(|error| match error {
+                broadcast::error::RecvError::Lagged(_) => WatchError::Compacted(self.seen),
+                broadcast::error::RecvError::Closed => WatchError::Closed,
+            })?,
+        };
+        self.seen = commit.revision;
+        Ok(commit)
     }
 }

@@ -1,18 +1,24 @@
 //! Where the controller keeps what must survive it.
 //!
 //! A small ordered key-value store with revisions, atomic transactions of compares and changes, and watches: the part of
-//! etcd's model that owner records need, so that a cluster can stand behind the same trait. The one invariant: a commit
-//! that was reported as done is durable, and every commit has a revision of its own, higher than all before.
+//! etcd's model that owner records need. One controller keeps it in a file ([`redb`]), several in a cluster ([`etcd`]).
+//! The one invariant: a commit that was reported as done is durable, and its revision is higher than those of all commits
+//! before.
 
+pub mod etcd;
 pub mod memory;
 pub mod redb;
 
 mod feed;
+mod watch;
 
+#[cfg(test)]
+#[path = "../../../tests/harness/etcd.rs"]
+pub(crate) mod cluster;
 #[cfg(test)]
 mod conformance;
 
-pub use feed::{Watch, WatchError};
+pub use watch::{Watch, WatchError};
 
 use futures::future::BoxFuture;
 use std::{path::PathBuf, sync::Arc};
@@ -24,7 +30,7 @@ pub const VALUE_BYTES_MAX: usize = 1 << 20;
 /// Most changes in one transaction.
 pub const CHANGES_MAX: usize = 128;
 
-/// Number of a commit; grows by one with each.
+/// Number of a commit; grows with each. Between two there may be commits of others who use the same cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Revision(pub u64);
 
@@ -99,7 +105,7 @@ impl Change {
 pub struct Transaction {
     /// All must hold.
     pub compares: Vec<Compare>,
-    /// What then changes, in order.
+    /// What then changes, in order. Of several changes of one key only the last counts.
     pub changes: Vec<Change>,
 }
 
@@ -157,8 +163,8 @@ pub struct Commit {
     pub changes: Vec<Change>,
 }
 
-/// Why the store cannot answer. What was asked may or may not have happened only for [`StoreError::Failed`].
-#[derive(Debug, thiserror::Error)]
+/// Why the store cannot answer. [`StoreError::is_doubtful`] says whether what was asked may have happened all the same.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// Another process has it open.
     #[error("{0} is open in another process: stop the other controller, or use another data directory")]
@@ -179,12 +185,52 @@ pub enum StoreError {
         /// Why.
         reason: String,
     },
+    /// An option of it cannot be used.
+    #[error("{0}")]
+    Setting(String),
     /// A limit is exceeded.
     #[error("Store refuses {0}")]
     TooLarge(String),
-    /// Reading or writing failed: disk full, input/output error.
+    /// No member of the cluster takes a connection. Nothing happened.
+    #[error("No etcd member answers at {endpoints}: {reason}; are they running?")]
+    Unreachable {
+        /// All that were tried.
+        endpoints: String,
+        /// As the network put it.
+        reason: String,
+    },
+    /// Members answer, but not enough of them reach each other to decide anything.
+    #[error("etcd cannot decide: {reason}; more than half of its members must run and reach each other")]
+    NoQuorum {
+        /// In etcd's words.
+        reason: String,
+    },
+    /// The cluster takes no writes any more. What made it full is answered like this, and has happened all the same.
+    #[error("etcd is full: {reason}; compact and defragment it, then `etcdctl alarm disarm`")]
+    Full {
+        /// In etcd's words.
+        reason: String,
+    },
+    /// The cluster does not let us. Nothing happened.
+    #[error("etcd refuses this controller: {reason}; check --etcd-cert, --etcd-key and what they may do")]
+    Denied {
+        /// In etcd's words.
+        reason: String,
+    },
+    /// Another controller leads, or none; whoever asked must not act any more. Nothing happened.
+    #[error("This controller does not lead any more; ask again, and the one that does will answer")]
+    NotLeader,
+    /// Reading or writing failed: disk full, input/output error, no answer.
     #[error("Store failed: {0}")]
     Failed(String),
+}
+
+impl StoreError {
+    /// May a commit that ended like this have happened, or still happen? Whoever needs to know reads again.
+    #[must_use]
+    pub const fn is_doubtful(&self) -> bool {
+        matches!(self, Self::NoQuorum { .. } | Self::Full { .. } | Self::Failed(_))
+    }
 }
 
 /// A store. Calls are cheap enough to wait for; a commit waits for the disk.
@@ -201,7 +247,8 @@ pub trait Store: Send + Sync + 'static {
     /// Every commit after `after` that touches a key with `prefix`, in order, without gaps.
     ///
     /// # Errors
-    /// [`WatchError::Compacted`] when `after` lies too far back: list, and watch from there.
+    /// [`WatchError::Compacted`] when `after` lies too far back: list, and watch from there. A store that is not in this
+    /// process says so with the first [`Watch::next`].
     fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, WatchError>;
 }
 

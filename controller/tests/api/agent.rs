@@ -75,7 +75,8 @@ impl FakeAgent {
     }
 
     pub(crate) fn heartbeat(&self) -> Heartbeat {
-        Heartbeat { host: self.report.clone(), machines: self.book(|book| book.machines.values().cloned().collect()) }
+        let machines = self.book(|book| book.machines.values().cloned().collect());
+        Heartbeat { host: self.report.clone(), machines, telemetry: None, used: [].into() }
     }
 
     /// Sends heartbeats from now on; the first has arrived when this returns.
@@ -87,7 +88,9 @@ impl FakeAgent {
             loop {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 let machines = book.lock().unwrap().machines.values().cloned().collect();
-                let _ = controller.heartbeat(&Heartbeat { host: report.clone(), machines }).await;
+                let _ = controller
+                    .heartbeat(&Heartbeat { host: report.clone(), machines, telemetry: None, used: [].into() })
+                    .await;
             }
         }));
     }

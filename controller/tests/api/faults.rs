@@ -1,5 +1,5 @@
 use crate::world::{World, assert_answered, until};
-use vmotion_controller::{ControllerError, ControllerOptions};
+use vmotion_controller::{ControllerError, ControllerOptions, StoreOptions};
 use vmotion_model::{ErrorCode, HostState, MachineState, MoveOutcome};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,8 +121,11 @@ async fn source_that_lost_its_path_at_the_last_page_does_not_call_a_machine_lost
 #[tokio::test(flavor = "multi_thread")]
 async fn second_controller_on_the_same_data_is_refused() {
     let world = World::start().await;
-    let options =
-        ControllerOptions::new(world.path("data"), "127.0.0.1:0".parse().unwrap(), world.identity("controller/c1"));
+    let options = ControllerOptions::new(
+        StoreOptions::File(world.path("data")),
+        "127.0.0.1:0".parse().unwrap(),
+        world.identity("controller/c1"),
+    );
     let error = vmotion_controller::run(options, |_| panic!("it started"), std::future::pending()).await.unwrap_err();
     assert!(error.to_string().contains("is open in another process"), "{error}");
 }
@@ -131,7 +134,8 @@ async fn second_controller_on_the_same_data_is_refused() {
 async fn certificate_of_an_operator_is_refused_before_anything_is_opened() {
     let world = World::start().await;
     let identity = world.identity("operator/alice");
-    let options = ControllerOptions::new(world.path("other"), "127.0.0.1:0".parse().unwrap(), identity);
+    let options =
+        ControllerOptions::new(StoreOptions::File(world.path("other")), "127.0.0.1:0".parse().unwrap(), identity);
     let error = vmotion_controller::run(options, |_| panic!("it started"), std::future::pending()).await.unwrap_err();
     assert!(matches!(error, ControllerError::NotController(_)));
     assert!(!world.path("other").exists());

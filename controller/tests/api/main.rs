@@ -4,7 +4,10 @@
 
 mod access;
 mod agent;
+#[path = "../../../tests/harness/etcd.rs"]
+mod etcd;
 mod faults;
 mod machines;
 mod moves;
+mod several;
 mod world;

@@ -11,7 +11,7 @@ use std::{
 use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle};
 use vmotion_api::{ClientError, ControllerClient, CreateRequest, MachineView, MoveCommand, Operation};
-use vmotion_controller::{ControllerError, ControllerOptions};
+use vmotion_controller::{ControllerError, ControllerOptions, StoreOptions};
 use vmotion_model::{ByteSize, ErrorCode, MachineName, MachineSpec, MachineState, MoveId, MoveRequest, OwnerRecord};
 use vmotion_transport::{Identity, pki::Authority};
 
@@ -75,7 +75,7 @@ impl World {
 
     pub(crate) async fn start_controller(&mut self) {
         let identity = self.identity("controller/c1");
-        let mut options = ControllerOptions::new(self.path("data"), self.address, identity);
+        let mut options = ControllerOptions::new(StoreOptions::File(self.path("data")), self.address, identity);
         options.gone_after = Duration::from_secs(3);
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, address) = oneshot::channel();
@@ -141,7 +141,7 @@ impl World {
     }
 }
 
-fn issue(authority: &Authority, path: PathBuf, uri: &str) -> Arc<Identity> {
+pub(crate) fn issue(authority: &Authority, path: PathBuf, uri: &str) -> Arc<Identity> {
     authority.issue(&format!("spiffe://vmotion/{uri}").parse().unwrap(), &path).unwrap();
     Arc::new(Identity::load(&path).unwrap())
 }
