@@ -5,8 +5,10 @@
 
 mod checkpoints;
 mod console;
+pub mod etcd;
 mod huge_pages;
 mod network;
+mod processors;
 mod random;
 mod spanned;
 
@@ -14,6 +16,7 @@ pub use checkpoints::{Checkpoints, Held};
 pub use console::ConsoleLog;
 pub use huge_pages::HugePages;
 pub use network::{Apart, Cut};
+pub use processors::Processors;
 pub use random::{Random, seed, setting};
 pub use spanned::SpannedMachine;
 
@@ -53,11 +56,17 @@ pub fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
     text.parse().unwrap()
 }
 
+/// The URLs of controllers, as clients take them.
+fn urls(here: std::net::Ipv4Addr, controllers: &[(&'static str, u16)]) -> String {
+    let url = |(_, port): &(&str, u16)| format!("https://{here}:{port}");
+    controllers.iter().map(url).collect::<Vec<_>>().join(",")
+}
+
 /// A range of UDP ports that no other world of this process uses, outside of those the kernel gives away.
-fn port_range() -> (u16, u16) {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 20_000 + NEXT.fetch_add(1, Ordering::Relaxed) * 5;
-    (first, first + 4)
+fn port_range(ports: u16) -> (u16, u16) {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    let first = NEXT.fetch_add(ports, Ordering::Relaxed);
+    (first, first + ports - 1)
 }
 
 pub struct World {
@@ -66,7 +75,10 @@ pub struct World {
     pub operator: Identity,
     services: HashMap<&'static str, Child>,
     hosts: HashMap<&'static str, Host>,
-    controller_port: u16,
+    /// Its controllers, and where they listen.
+    controllers: Vec<(&'static str, u16)>,
+    /// The cluster in which they keep everything, when they are several.
+    etcd: Option<String>,
     pub move_ports: (u16, u16),
     peer_timeout: Duration,
     checkpoints: Option<PathBuf>,
@@ -91,6 +103,23 @@ impl World {
         names: &'static [&'static str],
         apart: Option<Apart>,
     ) -> Self {
+        Self::build(peer_timeout, checkpoints, names, apart, &["controller"], None).await
+    }
+
+    /// Controllers `c1`, `c2` and `c3` on one cluster, and two hosts.
+    pub async fn start_on_etcd(peer_timeout: Duration, cluster: &etcd::Cluster) -> Self {
+        let members = Some(cluster.urls().join(","));
+        Self::build(peer_timeout, None, &["h1", "h2"], None, &["c1", "c2", "c3"], members).await
+    }
+
+    async fn build(
+        peer_timeout: Duration,
+        checkpoints: Option<PathBuf>,
+        names: &'static [&'static str],
+        apart: Option<Apart>,
+        controllers: &[&'static str],
+        etcd: Option<String>,
+    ) -> Self {
         let directory = tempfile::Builder::new().prefix("vmotion-test-").tempdir().unwrap();
         let authority = Authority::create(&directory.path().join("pki")).unwrap();
         for (principal, place) in [
@@ -105,23 +134,34 @@ impl World {
         fs::write(directory.path().join("probe.elf"), vmotion_probe_guest::ELF).unwrap();
         let operator = Identity::load(&directory.path().join("operator-identity")).unwrap();
         let here = apart.as_ref().map_or(std::net::Ipv4Addr::LOCALHOST, |_| Apart::HERE);
-        let controller_port = std::net::TcpListener::bind((here, 0)).unwrap().local_addr().unwrap().port();
-        let client = ControllerClient::new(&format!("https://{here}:{controller_port}"), &operator).unwrap();
+        // All at once, so that they differ.
+        let listeners = controllers.iter().map(|name| (*name, std::net::TcpListener::bind((here, 0)).unwrap()));
+        let listeners: Vec<_> = listeners.collect();
+        let controllers: Vec<(&'static str, u16)> =
+            listeners.iter().map(|(name, listener)| (*name, listener.local_addr().unwrap().port())).collect();
+        drop(listeners);
+        let client = ControllerClient::new(&urls(here, &controllers), &operator).unwrap();
         let mut world = Self {
             directory,
             client,
             operator,
             services: HashMap::new(),
             hosts: HashMap::new(),
-            controller_port,
-            move_ports: port_range(),
+            controllers,
+            // In a network of its own a host has all ports to itself; several controllers are there for several moves at once.
+            move_ports: if apart.is_some() {
+                (20_000, 20_099)
+            } else {
+                port_range(if etcd.is_some() { 40 } else { 5 })
+            },
+            etcd,
             peer_timeout,
             checkpoints,
             names,
             here,
             apart,
         };
-        world.start_service("controller");
+        world.controllers().into_iter().for_each(|controller| world.start_service(controller));
         names.iter().for_each(|host| world.start_service(host));
         world.wait_until_up().await;
         world
@@ -137,7 +177,18 @@ impl World {
     }
 
     pub fn controller_port(&self) -> u16 {
-        self.controller_port
+        self.controllers[0].1
+    }
+
+    /// The names of its controllers.
+    pub fn controllers(&self) -> Vec<&'static str> {
+        self.controllers.iter().map(|(name, _)| *name).collect()
+    }
+
+    /// The URL of one of them.
+    pub fn controller_url(&self, controller: &str) -> String {
+        let (_, port) = self.controllers.iter().find(|(name, _)| *name == controller).unwrap();
+        format!("https://{}:{port}", self.here)
     }
 
     fn log(&self, name: &str) -> fs::File {
@@ -145,18 +196,22 @@ impl World {
     }
 
     pub fn start_service(&mut self, service: &'static str) {
-        let controller = format!("{}:{}", self.here, self.controller_port);
-        let own_network = self.apart.is_some() && service != "controller";
+        let port = self.controllers.iter().find(|(name, _)| *name == service).map(|(_, port)| *port);
+        let own_network = self.apart.is_some() && port.is_none();
         let mut command = if own_network { Apart::command() } else { Command::new(PROGRAM) };
-        if service == "controller" {
-            command.args(["controller", "--listen", &controller]).arg("--data").arg(self.path("c"));
+        if let Some(port) = port {
+            command.args(["controller", "--listen", &format!("{}:{port}", self.here)]);
+            match &self.etcd {
+                Some(etcd) => command.args(["--name", service, "--etcd", etcd]).arg("--data").arg(self.path(service)),
+                None => command.arg("--data").arg(self.path("c")),
+            };
         } else {
             let dc = service.replace('h', "dc");
             let (first, last) = self.move_ports;
             command
                 .args(["agent", "--name", service, "--dc", &dc, "--move-ports", &format!("{first}-{last}")])
                 .args(["--peer-timeout", &self.peer_timeout.as_millis().to_string()])
-                .args(["--controller", &format!("https://{controller}")])
+                .args(["--controller", &urls(self.here, &self.controllers)])
                 .arg("--data")
                 .arg(self.path(service));
             if own_network {
@@ -167,9 +222,10 @@ impl World {
                 command.env("VMOTION_CHECKPOINTS", path);
             }
         }
+        let identity = if port.is_some() { "controller" } else { service };
         let child = command
             .arg("--identity")
-            .arg(self.path(&format!("{service}-identity")))
+            .arg(self.path(&format!("{identity}-identity")))
             .env("VMOTION_HOME", self.directory.path())
             .stdin(Stdio::null())
             .stdout(self.log(&format!("{service}.log")))
@@ -190,6 +246,11 @@ impl World {
             let _ = child.start_kill();
             let _ = child.wait().await;
         }
+    }
+
+    /// Process of a service.
+    pub fn pid(&self, service: &str) -> u32 {
+        self.services[service].id().unwrap()
     }
 
     pub fn runs(&self, service: &str) -> bool {
@@ -323,7 +384,9 @@ impl World {
         for host in self.names {
             self.kill_service(host).await;
         }
-        self.kill_service("controller").await;
+        for controller in self.controllers() {
+            self.kill_service(controller).await;
+        }
     }
 
     /// Keeps the files of a failed test.

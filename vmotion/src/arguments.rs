@@ -6,6 +6,8 @@ use std::{
     path::PathBuf,
     str::FromStr,
 };
+use vmotion_api::PlanId;
+use vmotion_controller::store::etcd::EtcdOptions;
 use vmotion_model::{
     Bandwidth, ByteSize, DatacenterName, DiskSpec, HostName, MachineName, MoveId, NameError, PieceName, PieceNameError,
     Strategy,
@@ -30,8 +32,9 @@ pub(crate) struct Arguments {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Controller URL, as `vmotion controller` prints it. Default: the one this user last started here
-    #[arg(long, global = true, env = "VMOTION_CONTROLLER", value_name = "URL")]
+    /// Controller URL, as `vmotion controller` prints it; of several controllers all, with commas: the one that leads answers. Default:
+    /// the one this user last started here
+    #[arg(long, global = true, env = "VMOTION_CONTROLLER", value_name = "URL[,URL]")]
     pub(crate) controller: Option<String>,
     /// Directory with ca.pem, cert.pem and key.pem of who gives the order
     #[arg(long, global = true, env = "VMOTION_IDENTITY", value_name = "DIR")]
@@ -46,7 +49,15 @@ pub(crate) enum Command {
     /// Show a whole move: two datacenters on this machine, a guest that checks itself, one live move, a report
     Demo(DemoArguments),
     /// Run a controller: it keeps who owns which machine, and drives moves
+    #[command(
+        after_help = "With --etcd several controllers share one store: one leads, the others stand by and take over within seconds when it dies. \
+                      Start each like this:\n  vmotion controller --name c1 --data ./c1 --listen 10.0.0.1:7070 --etcd http://10.0.0.1:2379,http://10.0.0.2:2379,http://10.0.0.3:2379 --identity ./c1-identity\n\
+                      and name all of them to agents and commands: --controller https://10.0.0.1:7070,https://10.0.0.2:7070"
+    )]
     Controller(ControllerArguments),
+    /// Look after what controllers keep
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Run an agent: it makes this host one that machines can run on
     Agent(AgentArguments),
     /// Create a machine and start it
@@ -118,7 +129,62 @@ pub(crate) enum Command {
         /// New directory on the machine's host
         directory: PathBuf,
     },
-    /// List hosts, or take one out of service for new machines
+    /// Declare what is to be: links, hosts, rules, policy and machines; what differs is made so
+    #[command(
+        after_help = "Example: vmotion apply -f site.toml --dry-run\n\nMachines that are declared and not there are created. Nothing that runs is changed or ended, but for --prune."
+    )]
+    Apply {
+        /// The model: TOML, as `vmotion site` prints it
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        /// Only say what would change
+        #[arg(long)]
+        dry_run: bool,
+        /// Stop and remove machines that were declared and are not any more
+        #[arg(long)]
+        prune: bool,
+        /// Do not wait until declared machines are there
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Print what is declared
+    Site,
+    /// Move everything where it belongs: rules kept, load spread, pieces near what they share with
+    #[command(after_help = "Each step comes with its reason, its gain, its cost, and the places that were not taken.")]
+    Rebalance {
+        /// Only say what would be moved, and why
+        #[arg(long)]
+        dry_run: bool,
+        /// Begin it, and do not wait for its end
+        #[arg(long)]
+        detach: bool,
+    },
+    /// List plans, show one, or begin no more of its steps
+    #[command(args_conflicts_with_subcommands = true)]
+    Plans {
+        /// Which; all when left out
+        id: Option<PlanId>,
+        #[command(subcommand)]
+        command: Option<PlansCommand>,
+    },
+    /// Show how the policy acts, or set it
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Why is a machine where it is? In numbers, rule by rule, with the places that would be next best
+    Why {
+        /// Which; or a piece of one that spans several hosts, such as big1/vcpu2
+        #[arg(value_name = "MACHINE[/PIECE]")]
+        what: What,
+    },
+    /// Why is a machine not on that host? Rule by rule, with what it would gain and cost
+    WhyNot {
+        /// Which; or a piece of one that spans several hosts, such as big1/vcpu2
+        #[arg(value_name = "MACHINE[/PIECE]")]
+        what: What,
+        /// Where
+        host: HostName,
+    },
+    /// List hosts, take one out of service for new machines, or empty it
     #[command(subcommand)]
     Host(HostCommand),
     /// Make certificates: a private authority, and identities it issues
@@ -146,11 +212,122 @@ pub(crate) enum HostCommand {
         /// Which
         host: HostName,
     },
-    /// Let new machines onto a host again
+    /// Move everything away from a host; nothing comes to it until it is uncordoned
+    #[command(
+        after_help = "Example: vmotion host drain h3 --by 18:00 --max-downtime 300ms\n\nWhat cannot be moved, or not in time, is said at once, with what stands in its way; the rest is moved. Exit code 5 then."
+    )]
+    Drain {
+        /// Which
+        host: HostName,
+        /// When it is to be empty: a time such as 18:00 (here), 2026-11-23T18:00:00Z, or in 2h
+        #[arg(long, value_name = "TIME", value_parser = moment)]
+        by: Option<u64>,
+        /// Longest pause of each machine, such as 50ms; what the policy is set to when left out
+        #[arg(long, value_name = "TIME", value_parser = short_milliseconds)]
+        max_downtime: Option<u32>,
+        /// Only say what would be moved, and until when
+        #[arg(long)]
+        dry_run: bool,
+        /// Begin it, and do not wait for its end
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Let new machines onto a host again; ends its drain
     Uncordon {
         /// Which
         host: HostName,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PlansCommand {
+    /// Begin no more steps of a plan; moves that have begun go on
+    Cancel {
+        /// Which
+        id: PlanId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// How it acts, what it does, and which machines it leaves alone
+    Show,
+    /// Change how it acts; what is not named stays
+    Set(PolicySetArguments),
+}
+
+/// May the policy act by itself?
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Mode {
+    /// It looks, and answers when it is asked
+    Manual,
+    /// It acts within its budgets
+    Auto,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicySetArguments {
+    /// By itself, or only when asked
+    #[arg(value_enum)]
+    pub(crate) mode: Option<Mode>,
+    /// Moves for balance in any hour at most, such as 4/h
+    #[arg(long, value_name = "MOVES/h", value_parser = per_hour)]
+    pub(crate) max_moves: Option<u32>,
+    /// Part of a host's processors up to which everybody on it is content, such as 80%
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub(crate) content: Option<u8>,
+    /// Longest pause that a move for balance may cost, such as 50ms
+    #[arg(long, value_name = "TIME", value_parser = short_milliseconds)]
+    pub(crate) max_downtime: Option<u32>,
+    /// How long demand must have been seen before anything is concluded from it, such as 5m
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    pub(crate) hold: Option<u32>,
+    /// How long a machine stays after a move for balance, such as 1h; twice as long after each further one
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    pub(crate) cooldown: Option<u32>,
+    /// How long a machine stays where an operator put it, such as 24h
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    pub(crate) respect: Option<u32>,
+}
+
+/// `4/h` or `4`.
+fn per_hour(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix("/h").unwrap_or(text);
+    number.trim().parse().map_err(|_| "use a number of moves an hour, such as 4/h".to_owned())
+}
+
+fn seconds(text: &str) -> Result<u32, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| format!("{error}: use a time such as 5m or 24h"))?;
+    u32::try_from(duration.as_secs()).map_err(|_| "more than 136 years: use a time such as 24h".to_owned())
+}
+
+/// A time to come, in ms since the epoch: `18:00` here, a date with a time, or `in 2h`.
+fn moment(text: &str) -> Result<u64, String> {
+    moment_after(text, &jiff::Zoned::now())
+}
+
+fn moment_after(text: &str, now: &jiff::Zoned) -> Result<u64, String> {
+    let text = text.trim();
+    let refused = || format!("{text:?} is no time: use 18:00, 2026-11-23T18:00:00Z, or in 2h");
+    let at = if let Some(length) = text.strip_prefix("in ") {
+        let length = humantime::parse_duration(length).map_err(|_| refused())?;
+        now.timestamp().checked_add(length).map_err(|_| refused())?
+    } else if let Ok(timestamp) = text.parse::<jiff::Timestamp>() {
+        timestamp
+    } else if let Ok(time) = text.parse::<jiff::civil::Time>() {
+        let today = now.date().to_datetime(time).to_zoned(now.time_zone().clone()).map_err(|_| refused())?;
+        // One that has passed today is tomorrow's.
+        let next = if today > *now { today } else { today.tomorrow().map_err(|_| refused())? };
+        next.timestamp()
+    } else if let Ok(local) = text.parse::<jiff::civil::DateTime>() {
+        local.to_zoned(now.time_zone().clone()).map_err(|_| refused())?.timestamp()
+    } else {
+        return Err(refused());
+    };
+    if at <= now.timestamp() {
+        return Err(format!("{text} has passed: name a time that is to come"));
+    }
+    u64::try_from(at.as_millisecond()).map_err(|_| refused())
 }
 
 #[derive(Debug, Subcommand)]
@@ -212,6 +389,58 @@ pub(crate) struct ControllerArguments {
     /// URL by which agents and operators reach it, when that is not the listening address
     #[arg(long, value_name = "URL")]
     pub(crate) advertise: Option<String>,
+    /// Its name among controllers [default: the one in its certificate]
+    #[arg(long)]
+    pub(crate) name: Option<HostName>,
+    /// Keep everything in this etcd cluster, which other controllers use as well, instead of a file in --data: the URLs of its members
+    #[arg(long, value_name = "URL,URL", value_delimiter = ',')]
+    pub(crate) etcd: Vec<String>,
+    #[command(flatten)]
+    pub(crate) access: EtcdAccess,
+}
+
+/// How to use an etcd cluster.
+#[derive(Debug, Args)]
+pub(crate) struct EtcdAccess {
+    /// Begin all keys in etcd with this, so that the cluster can have other users
+    #[arg(long, default_value = vmotion_controller::store::etcd::DEFAULT_PREFIX, value_name = "PREFIX")]
+    pub(crate) etcd_prefix: String,
+    /// CA of etcd's certificates, as a PEM file; needed for https
+    #[arg(long, value_name = "FILE")]
+    pub(crate) etcd_ca: Option<PathBuf>,
+    /// Our certificate for etcd, as a PEM file, where it wants one
+    #[arg(long, value_name = "FILE", requires = "etcd_key")]
+    pub(crate) etcd_cert: Option<PathBuf>,
+    /// The key of that certificate, as a PEM file
+    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    pub(crate) etcd_key: Option<PathBuf>,
+}
+
+impl EtcdAccess {
+    /// The cluster that has these members.
+    pub(crate) fn of(self, endpoints: Vec<String>) -> EtcdOptions {
+        let Self { etcd_prefix: prefix, etcd_ca: ca, etcd_cert: certificate, etcd_key: key } = self;
+        EtcdOptions { endpoints, prefix, ca, certificate, key }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Copy what one controller keeps in a file to an etcd cluster, where several can go on with it. Stop the controller first; the
+    /// file stays as it is
+    #[command(
+        after_help = "Example: vmotion store copy --from ./c --to http://10.0.0.1:2379,http://10.0.0.2:2379,http://10.0.0.3:2379"
+    )]
+    Copy {
+        /// What the controller was given with --data
+        #[arg(long, value_name = "DIR")]
+        from: PathBuf,
+        /// Members of the cluster, in which there is nothing under the prefix yet
+        #[arg(long, value_name = "URL,URL", value_delimiter = ',', required = true)]
+        to: Vec<String>,
+        #[command(flatten)]
+        access: EtcdAccess,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -428,4 +657,31 @@ pub(crate) struct MoveArguments {
     /// Start the move and return at once
     #[arg(long)]
     pub(crate) detach: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_to_come_are_read_in_the_operators_zone() {
+        let now: jiff::Zoned = "2026-11-23T12:00:00+01:00[+01:00]".parse().unwrap();
+        let base = u64::try_from(now.timestamp().as_millisecond()).unwrap();
+        let hours = |text: &str| moment_after(text, &now).map(|at| (at - base) / 3_600_000);
+        assert_eq!(hours("18:00"), Ok(6));
+        assert_eq!(hours("06:00"), Ok(18));
+        assert_eq!(hours("in 2h"), Ok(2));
+        assert_eq!(hours("2026-11-23T18:00:00Z"), Ok(7));
+        assert_eq!(hours("2026-11-24T12:00"), Ok(24));
+        for bad in ["", "soon", "25:00", "2020-01-01T00:00:00Z", "in a while"] {
+            assert!(moment_after(bad, &now).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn budgets_are_read_by_the_hour() {
+        assert_eq!((per_hour("4/h"), per_hour("4")), (Ok(4), Ok(4)));
+        assert!(per_hour("4/min").is_err());
+        assert_eq!(seconds("5m"), Ok(300));
+    }
 }

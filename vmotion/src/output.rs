@@ -1,7 +1,9 @@
 //! Tables and JSON on standard output.
 
+mod policy;
 mod shape;
 
+pub(crate) use policy::{applied, explanation, plan_view, plans, policy, proposed, step_progress};
 pub(crate) use shape::{advice, plan, shape};
 
 use comfy_table::{Table, presets};

@@ -209,6 +209,9 @@ mod tests {
             summary: Some(summary),
             placement: None,
             note: None,
+            asked_by: None,
+            motive: None,
+            reason: None,
             steps: Vec::new(),
         }
     }

@@ -167,6 +167,9 @@ mod tests {
             summary: None,
             placement: None,
             note: note.map(str::to_owned),
+            asked_by: None,
+            motive: None,
+            reason: None,
             steps: Vec::new(),
         }
     }

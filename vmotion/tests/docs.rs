@@ -4,14 +4,18 @@
 
 use serde_json::Value;
 use std::{collections::BTreeSet, process::Command};
-use vmotion_api::{MachineView, MemberView, Operation, ShapePlan, SpanView};
+use vmotion_api::{
+    Applied, MachineView, MemberView, Operation, PlanGoal, PlanId, PlanState, PlanView, PolicyView, ShapePlan,
+    SiteView, SpanView,
+};
 use vmotion_model::{
-    Accuracy, Advice, ApiError, Backing, ByteSize, CpuModel, Deviation, DigestReport, DirtySource, DiskSpec,
-    DowntimeReport, Epoch, ErrorCode, Expected, FollowReport, Forecast, Host, HostCapacity, HostState, HotPage,
-    InterruptController, Judgement, MachineSpec, MachineState, MoveId, MoveOutcome, MovePhase, MoveProgress,
-    MoveRequest, MoveSummary, Outlook, PageCounts, PageFaults, PartFigures, PeerFigures, Piece, PieceName, Placement,
-    Prediction, RoundRecord, Sharing, Step, StepDone, StepReport, Strategy, Survey, Timeline, TimelineEvent,
-    TimelineSample, VcpuFigures, VcpuPause, Verdict,
+    Accuracy, Advice, ApiError, Backing, Blocked, ByteSize, ChangeKind, Contradiction, CpuModel, Deviation,
+    DigestReport, DirtySource, DiskSpec, DowntimeReport, Epoch, ErrorCode, Expected, Explanation, FollowReport,
+    Forecast, Host, HostCapacity, HostState, HotPage, InterruptController, Judgement, MachineSpec, MachineState,
+    Motive, MoveId, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, Outlook, PageCounts, PageFaults,
+    PartFigures, PeerFigures, Piece, PieceName, Placement, Plan, PlannedStep, PolicySpec, Prediction, RoundRecord,
+    Sharing, SiteChange, SiteSpec, Standing, Step, StepDone, StepReport, Strategy, Subject, Survey, Timeline,
+    TimelineEvent, TimelineSample, VcpuFigures, VcpuPause, Verdict,
 };
 
 const PAGE: &str = include_str!("../../docs/cli.md");
@@ -225,7 +229,66 @@ fn operation() -> Operation {
         summary: Some(summary()),
         placement: Some(placement()),
         note: None,
+        asked_by: None,
+        motive: None,
+        reason: None,
         steps: Vec::new(),
+    }
+}
+
+fn change() -> SiteChange {
+    SiteChange { kind: ChangeKind::Add, what: String::new(), detail: String::new() }
+}
+
+fn policy() -> PolicyView {
+    PolicyView { policy: PolicySpec::default(), moves_last_hour: 0, last_look: None, left_alone: Vec::new() }
+}
+
+fn subject() -> Subject {
+    Subject { machine: "vm1".parse().unwrap(), piece: None }
+}
+
+fn planned() -> PlannedStep {
+    PlannedStep {
+        number: 1,
+        subject: subject(),
+        from: "h1".parse().unwrap(),
+        to: "h2".parse().unwrap(),
+        motive: Motive::Balance,
+        reason: String::new(),
+        gain: 1.0,
+        cost: 1.0,
+        after: Vec::new(),
+        together: None,
+        begins_ms: 0,
+        takes_ms: 0,
+        bytes: 0,
+        downtime_ms: 0.0,
+        rejected: Vec::new(),
+    }
+}
+
+fn plan_view() -> PlanView {
+    PlanView {
+        id: PlanId::numbered(1),
+        goal: PlanGoal::Rebalance,
+        asked_by: String::new(),
+        created_unix_ms: 0,
+        state: PlanState::Done,
+        plan: Plan::default(),
+        progress: Vec::new(),
+    }
+}
+
+fn explanation() -> Explanation {
+    Explanation {
+        subject: subject(),
+        host: "h1".parse().unwrap(),
+        satisfaction: 1.0,
+        here: Vec::new(),
+        rules: Vec::new(),
+        places: Vec::new(),
+        conclusion: String::new(),
     }
 }
 
@@ -324,6 +387,17 @@ fn the_fields_of_every_object_are_those_documented() {
         ("Host", fields(&host())),
         ("HostCapacity", fields(&host().capacity)),
         ("CpuModel", fields(&host().cpu)),
+        ("Applied", fields(&Applied::default())),
+        ("SiteChange", fields(&change())),
+        ("SiteView", fields(&SiteView { site: SiteSpec::default(), missing: Vec::new() })),
+        ("PolicyView", fields(&policy())),
+        ("Plan", fields(&Plan::default())),
+        ("PlannedStep", fields(&planned())),
+        ("Blocked", fields(&Blocked { subject: subject(), motive: Motive::Balance, why: String::new() })),
+        ("Contradiction", fields(&Contradiction { rules: Vec::new(), machines: Vec::new(), why: String::new() })),
+        ("Standing", fields(&Standing::default())),
+        ("PlanView", fields(&plan_view())),
+        ("Explanation", fields(&explanation())),
         ("Error", fields(&error)),
     ];
     for (name, fields) in objects {

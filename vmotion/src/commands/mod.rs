@@ -4,22 +4,25 @@ mod console;
 mod machines;
 mod moves;
 mod pki;
+mod policy;
 mod services;
 
 pub(crate) use services::{issue_host, make_authority};
 
 use crate::{
-    arguments::{Arguments, Command, Global, HostCommand},
+    arguments::{Arguments, Command, Global, HostCommand, PlansCommand},
     context, demo, output,
 };
 use anyhow::Result;
 use clap::CommandFactory as _;
+use vmotion_api::DrainRequest;
 
 /// Runs one command.
 pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
     match command {
         Command::Demo(arguments) => demo::run(arguments, global.json).await,
         Command::Controller(arguments) => services::controller(arguments, global).await,
+        Command::Store(command) => services::store(command, global).await,
         Command::Agent(arguments) => services::agent(arguments, global).await,
         Command::Create(arguments) => machines::create(arguments, global).await,
         Command::Ls => machines::list(global).await,
@@ -35,6 +38,18 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
         Command::Moves { id, command: None } => moves::list(id, global).await,
         Command::Moves { command: Some(command), .. } => moves::one(command, global).await,
         Command::Cancel { id } => moves::cancel(&id, global).await,
+        Command::Apply { file, dry_run, prune, detach } => policy::apply(&file, dry_run, prune, detach, global).await,
+        Command::Site => policy::site(global).await,
+        Command::Rebalance { dry_run, detach } => policy::rebalance(dry_run, detach, global).await,
+        Command::Plans { id, command: None } => policy::plans(id, global).await,
+        Command::Plans { command: Some(PlansCommand::Cancel { id }), .. } => policy::cancel(&id, global).await,
+        Command::Policy(command) => policy::policy(command, global).await,
+        Command::Why { what } => policy::why(what, None, global).await,
+        Command::WhyNot { what, host } => policy::why(what, Some(&host), global).await,
+        Command::Host(HostCommand::Drain { host, by, max_downtime, dry_run, detach }) => {
+            let request = DrainRequest { by_unix_ms: by, downtime_ms_max: max_downtime, dry_run };
+            policy::drain(&host, &request, detach, global).await
+        }
         Command::Host(command) => hosts(command, global).await,
         Command::Pki(command) => pki::run(command),
         Command::Completions { shell } => {
@@ -54,6 +69,8 @@ async fn hosts(command: HostCommand, global: &Global) -> Result<()> {
         HostCommand::Ls => client.hosts().await?,
         HostCommand::Cordon { host } => vec![client.cordon(&host, true).await?],
         HostCommand::Uncordon { host } => vec![client.cordon(&host, false).await?],
+        // It has an answer of its own.
+        HostCommand::Drain { .. } => Vec::new(),
     };
     if global.json {
         return output::json(&hosts);

@@ -1,8 +1,9 @@
 //! Running a controller or an agent.
 
 use crate::{
-    arguments::{AgentArguments, ControllerArguments, Global},
+    arguments::{AgentArguments, ControllerArguments, Global, StoreCommand},
     context::LocalContext,
+    output,
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -12,9 +13,12 @@ use std::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 use vmotion_agent::AgentOptions;
-use vmotion_controller::ControllerOptions;
+use vmotion_controller::{ControllerOptions, Copied, StoreOptions};
 use vmotion_model::{ApiError, ErrorCode, HostName};
 use vmotion_transport::{Identity, Principal, pki::Authority};
+
+/// Where a controller's file is in its data directory.
+const STORE: &str = "store";
 
 /// The authority in `directory` and the two identities a controller's machine needs; made when missing.
 pub(crate) fn make_authority(directory: &Path) -> Result<(Authority, PathBuf, PathBuf)> {
@@ -41,7 +45,7 @@ pub(crate) fn issue_host(authority: &Authority, name: &HostName, directory: &Pat
 }
 
 pub(super) async fn controller(arguments: ControllerArguments, global: &Global) -> Result<()> {
-    let ControllerArguments { data, listen, advertise } = arguments;
+    let ControllerArguments { data, listen, advertise, name, etcd, access } = arguments;
     std::fs::create_dir_all(&data).with_context(|| format!("Cannot create {}", data.display()))?;
     let data = data.canonicalize().with_context(|| format!("Cannot use {}", data.display()))?;
     let authority = data.join("pki");
@@ -53,8 +57,13 @@ pub(super) async fn controller(arguments: ControllerArguments, global: &Global) 
         }
     };
     let identity = Arc::new(Identity::load(&identity)?);
-    let gone_after = ControllerOptions::GONE_AFTER;
-    let options = ControllerOptions { data: data.join("store"), listen, identity, gone_after };
+    let store =
+        if etcd.is_empty() { StoreOptions::File(data.join(STORE)) } else { StoreOptions::Etcd(access.of(etcd)) };
+    let mut options = ControllerOptions::new(store, listen, identity);
+    options.advertise = advertise.clone();
+    if let Some(name) = name {
+        options.name = name.to_string();
+    }
     let ready = move |address: std::net::SocketAddr| {
         let url = advertise.unwrap_or_else(|| format!("https://{address}"));
         println!("controller at {url}");
@@ -75,7 +84,19 @@ pub(super) async fn controller(arguments: ControllerArguments, global: &Global) 
             );
         }
     };
-    vmotion_controller::run(options, ready, stop_signal()?).await?;
+    vmotion_controller::run(options, ready, stop_signal()?).await.map_err(ApiError::from)?;
+    Ok(())
+}
+
+pub(super) async fn store(command: StoreCommand, global: &Global) -> Result<()> {
+    let StoreCommand::Copy { from, to, access } = command;
+    let copied = vmotion_controller::copy_store(&from.join(STORE), &access.of(to)).await;
+    let Copied { entries, bytes } = copied.map_err(ApiError::from)?;
+    if global.json {
+        return output::json(&serde_json::json!({ "entries": entries, "bytes": bytes }));
+    }
+    println!("copied {entries} entries of {bytes} bytes, and read them back");
+    println!("next: start controllers with the same --etcd; the file in {} is not used any more", from.display());
     Ok(())
 }
 

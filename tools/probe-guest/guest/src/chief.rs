@@ -8,10 +8,11 @@ use core::fmt::Write;
 use core::sync::atomic::Ordering;
 
 use crate::disk::Disks;
+use crate::options;
 use crate::power;
 use crate::programs;
 use crate::serial::{Line, Serial};
-use crate::shared::{self, COUNTERS, MAILBOXES, Plan, STOP};
+use crate::shared::{self, COUNTERS, MAILBOXES, Plan, RATE, STOP};
 use crate::touches;
 
 /// How often the console is looked at and the mailboxes are emptied, in µs.
@@ -166,6 +167,8 @@ impl Chief {
                 line.push(&word[..word.len().min(200)]);
                 line.push(b"\n");
                 serial.queue(line.as_bytes());
+            } else if let Some(rate) = input.strip_prefix(b"rate ").and_then(options::size_of) {
+                RATE.store(rate, Ordering::Relaxed);
             } else if input == b"fault" {
                 power::fault();
             }

@@ -90,6 +90,11 @@ impl Default for Options {
 }
 
 /// `512M`: a number with an optional binary suffix.
+/// A size as it is typed, such as `40M`.
+pub fn size_of(text: &[u8]) -> Option<u64> {
+    size(core::str::from_utf8(text).ok()?)
+}
+
 fn size(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().last()? {
         b'k' | b'K' => (&text[..text.len() - 1], 10),

@@ -53,6 +53,12 @@ pub fn wait() -> Plan {
 /// Set when vCPUs shall verify all they have and stop.
 pub static STOP: AtomicBool = AtomicBool::new(false);
 
+/// Bytes that all vCPUs together shall write each second from now on, by the console's word; [`RATE_AS_PLANNED`] before that.
+pub static RATE: AtomicU64 = AtomicU64::new(RATE_AS_PLANNED);
+
+/// Nobody has asked for another rate than the command line's.
+pub const RATE_AS_PLANNED: u64 = u64::MAX;
+
 /// One vCPU's counters; only that vCPU writes them, everybody may read. In a page of their own: there are machines whose vCPUs do not share
 /// memory by nature, and then a page is what a line is elsewhere.
 #[repr(align(4096))]

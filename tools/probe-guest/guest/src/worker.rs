@@ -9,7 +9,7 @@ use crate::clock::Clock;
 use crate::memory::{Corrupt, Part};
 use crate::pattern::{Budget, Picker};
 use crate::serial::Line;
-use crate::shared::{self, COUNTERS, Counters, MAILBOXES, Plan, STOP};
+use crate::shared::{self, COUNTERS, Counters, MAILBOXES, Plan, RATE, RATE_AS_PLANNED, STOP};
 use crate::stamp::MEMORY_MAGIC;
 use crate::touches;
 
@@ -19,6 +19,11 @@ const BATCH_PAGES: usize = 16;
 const HALT_US: core::ops::RangeInclusive<u64> = 2_000..=10_000;
 /// Below this many µs a halt costs more than it saves.
 const HALT_WORTH_US: u64 = 30;
+
+/// Pages of each vCPU for so many bytes of all.
+const fn pages_each(bytes: u64, cpus: u64) -> u64 {
+    (bytes / 4096).div_ceil(cpus)
+}
 
 /// One vCPU at work.
 pub struct Worker {
@@ -34,6 +39,8 @@ pub struct Worker {
     /// Next page to fill; `part.pages` when done.
     fill: u64,
     backwards_reported: u64,
+    /// Of [`RATE`], as it was seen last.
+    rate: u64,
 }
 
 impl Worker {
@@ -48,7 +55,7 @@ impl Worker {
         let mut part =
             unsafe { Part::new(&plan.layout, cpu as u64, cpus, (options.content, options.extent), plan.seed) };
         part.clear_ledger();
-        let share = |bytes: Option<u64>| bytes.map(|bytes| (bytes / 4096).div_ceil(cpus));
+        let share = |bytes: Option<u64>| bytes.map(|bytes| pages_each(bytes, cpus));
         let fill = if options.fill { 0 } else { part.pages };
         Self {
             cpu,
@@ -61,6 +68,16 @@ impl Worker {
             fill,
             part,
             backwards_reported: 0,
+            rate: RATE_AS_PLANNED,
+        }
+    }
+
+    /// Writes as fast as the console has asked for.
+    fn follow_rate(&mut self) {
+        let rate = RATE.load(Ordering::Relaxed);
+        if rate != self.rate {
+            self.rate = rate;
+            self.writes = Budget::new(Some(pages_each(rate, self.plan.cpus as u64)));
         }
     }
 
@@ -84,6 +101,7 @@ impl Worker {
             return self.fill();
         }
         self.counters().filled.store(true, Ordering::Release);
+        self.follow_rate();
         let wrote = (0..BATCH_PAGES).take_while(|_| self.write_one(now_us)).count();
         let read = (0..BATCH_PAGES).take_while(|_| self.verify_one(now_us)).count();
         if wrote + read > 0 {
