@@ -138,7 +138,12 @@ fn a_disk_is_used_by_a_vcpu_on_another_host() {
         let spanning = SpannedMachine::create_with(LEASE, &["h1", "h2"], 2, 16 << 20, &cmdline).await;
         // The vCPU that drives the disk goes away from it and comes back.
         let mut moved = 0;
+        let deadline = Instant::now() + Duration::from_secs(60);
         while spanning.view().await.state == MachineState::Running {
+            if Instant::now() > deadline {
+                let shape = spanning.world.client.shape(&spanning.machine).await;
+                panic!("no end after {moved} moves: {}\n{shape:?}", spanning.console());
+            }
             for to in ["h2", "h1"] {
                 moved += usize::from(spanning.give("vcpu0", to).await.is_some());
                 tokio::time::sleep(Duration::from_millis(700)).await;

@@ -276,8 +276,53 @@ impl UserSide {
         page.iter_mut().zip(lapic.regs).for_each(|(byte, register)| *byte = register.cast_unsigned());
         let apic = LocalApic::restore(&page, now_ns());
         self.cr8 = apic.task_class();
-        fd.get_kvm_run().cr8 = u64::from(self.cr8);
+        let run = fd.get_kvm_run();
+        // What KVM said last was of an earlier stay here. Believed, it would give an interrupt to a guest that has them off, between its last
+        // look and its HLT, say, or in place of one that is on its way into it.
+        (run.ready_for_interrupt_injection, run.request_interrupt_window) = (0, 0);
+        run.cr8 = u64::from(self.cr8);
         self.driver.controller().slot(self.index).apic = apic;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a panic in a test is its report")]
+
+    use super::*;
+    use crate::interrupts::Trigger;
+    use kvm_ioctls::Kvm;
+
+    const VECTOR: u8 = 0x51;
+
+    #[test]
+    fn a_vcpu_that_comes_back_takes_interrupts_when_kvm_says_so_again() {
+        let Ok(kvm) = Kvm::new() else {
+            println!("SKIPPED a_vcpu_that_comes_back_takes_interrupts_when_kvm_says_so_again: no /dev/kvm");
+            return;
+        };
+        let mut fd = kvm.create_vm().unwrap().create_vcpu(0).unwrap();
+        let mut user = UserSide::new(&Driver::new(1, None).unwrap(), 0, &fd).unwrap();
+        let mut apic = LocalApic::new(0);
+        apic.write(0xf0, 0x1ff, 0);
+        apic.request(VECTOR, Trigger::Edge);
+        let mut lapic = kvm_lapic_state::default();
+        lapic.regs.iter_mut().zip(apic.save(0)).for_each(|(register, byte)| *register = byte.cast_signed());
+        // It was here before, and took interrupts then.
+        fd.get_kvm_run().ready_for_interrupt_injection = 1;
+        let interrupts_off = kvm_regs { rflags: 2, ..Default::default() };
+        user.restore(&mut fd, &lapic, kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }, &interrupts_off).unwrap();
+        let shared = VcpuShared::new(&fd, true, true).unwrap();
+        assert_eq!(user.prepare(&mut fd, &shared).unwrap(), Turn::Enter);
+        assert_eq!(user.driver.controller().slot(0).apic.pending(), Some(VECTOR));
+        assert_eq!(fd.get_vcpu_events().unwrap().interrupt.injected, 0);
+        assert_eq!(fd.get_kvm_run().request_interrupt_window, 1);
+        // As KVM says when the guest takes interrupts.
+        fd.get_kvm_run().ready_for_interrupt_injection = 1;
+        assert_eq!(user.prepare(&mut fd, &shared).unwrap(), Turn::Enter);
+        assert_eq!(user.driver.controller().slot(0).apic.pending(), None);
+        let events = fd.get_vcpu_events().unwrap();
+        assert_eq!((events.interrupt.injected, events.interrupt.nr), (1, VECTOR));
     }
 }
