@@ -6,7 +6,7 @@ use crate::{
     error::{conflict, invalid, not_found, refused},
     inventory::unix_ms,
     machines,
-    once::Once,
+    once::{self, Once},
     operations::{MoveRecord, Phase, progress_before_copying},
     placement::{Snapshot, chosen},
     reconciler,
@@ -14,7 +14,7 @@ use crate::{
         Intent, LAST_MOVE, MOVES, MachineRecord, Stored, busy_key, load, load_all, load_machine, load_move, load_owner,
         load_span, move_key, put, timeline_key,
     },
-    store::{Change, Compare, Outcome, Store, Transaction},
+    store::{CHANGES_MAX, Change, Compare, Outcome, Store, Transaction},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
@@ -28,8 +28,11 @@ use vmotion_transport::session::MoveTicket;
 
 /// Finished moves that are remembered; the oldest are forgotten first.
 const REMEMBERED_MAX: usize = 1000;
-/// Moves forgotten at once.
-const FORGOTTEN_AT_ONCE: usize = 50;
+/// Moves forgotten at once, each with its timeline.
+const FORGOTTEN_AT_ONCE: usize = 20;
+/// Changes of a move that begins, with what is forgotten for it.
+const BEGIN_CHANGES_MAX: usize = 4 + 2 * FORGOTTEN_AT_ONCE + once::FORGOTTEN_AT_ONCE;
+const _: () = assert!(BEGIN_CHANGES_MAX <= CHANGES_MAX, "the move after many would be refused, and each after it");
 /// A cancelled move is usually over by then; the answer says so when it is.
 const CANCEL_WITHIN: Duration = Duration::from_secs(3);
 

@@ -14,8 +14,8 @@ use vmotion_model::{ApiError, ErrorCode};
 const KEY_BYTES_MAX: usize = 128;
 /// Keys remembered of each kind; the oldest are forgotten first.
 const REMEMBERED_MAX: usize = 1000;
-/// Keys forgotten at once, so that it happens rarely.
-const FORGOTTEN_AT_ONCE: usize = 100;
+/// Keys forgotten at once, so that it happens rarely; they go in the transaction of what the request makes.
+pub(crate) const FORGOTTEN_AT_ONCE: usize = 20;
 
 /// A request with its key, or without one.
 #[derive(Debug, Clone)]

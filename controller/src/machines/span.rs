@@ -13,7 +13,7 @@ use crate::{
         Intent, MachineRecord, SpanRecord, Stored, load, load_all, load_machine, load_owner, load_span, owner_key,
         piece_key, pieces_key, put, shard_key, shards_key, span_key,
     },
-    store::{Change, Compare, Outcome, Transaction},
+    store::{CHANGES_MAX, Change, Compare, Outcome, Store, Transaction},
 };
 use std::time::{Duration, Instant};
 use vmotion_api::{
@@ -181,6 +181,7 @@ pub(super) async fn ask(
             conclude(app, machine, vec![with_intent(machine, Intent::Stopped)?], Asked::Settled).await
         }
         (Intent::Removing, Ok(())) => {
+            forget_shards(&*app.store, name).await?;
             let gone = everything(app, machine, owner).await?;
             conclude(app, machine, gone, Asked::Settled).await
         }
@@ -209,6 +210,17 @@ pub(super) async fn ask(
             conclude(app, machine, vec![with_intent(machine, failed)?], Asked::Refused(error)).await
         }
     }
+}
+
+/// Where the homes of a machine's shards went, which may be more than one transaction takes. Nobody asks any more: its parts are gone, and
+/// what is left after a crash is forgotten when it is removed again.
+async fn forget_shards(store: &dyn Store, name: &MachineName) -> Result<(), ApiError> {
+    let (entries, _) = store.list(&shards_key(name)).await?;
+    for some in entries.chunks(CHANGES_MAX) {
+        let changes = some.iter().map(|entry| Change::Delete(entry.key.clone())).collect();
+        store.commit(Transaction { compares: Vec::new(), changes }).await?;
+    }
+    Ok(())
 }
 
 /// All that is in the store of a machine.
@@ -460,4 +472,27 @@ pub(crate) async fn leave(app: &App, name: &MachineName, host: &HostName) -> Res
     }
     tracing::info!(machine = %name, %host, "has left a machine");
     Ok(left)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic in a test is its report")]
+
+    use super::*;
+    use crate::store::memory::MemoryStore;
+
+    #[tokio::test]
+    async fn all_shards_of_a_machine_are_forgotten_and_nothing_else() {
+        let store = MemoryStore::default();
+        let name = |name: &str| -> MachineName { name.parse().unwrap() };
+        for (machine, shards) in [("big1", 300), ("big10", 1)] {
+            for shard in 0..shards {
+                let key = shard_key(&name(machine), &format!("shard{shard}"));
+                store.commit(Transaction::default().then(Change::Put(key, vec![1]))).await.unwrap();
+            }
+        }
+        forget_shards(&store, &name("big1")).await.unwrap();
+        let left: Vec<String> = store.list("").await.unwrap().0.into_iter().map(|entry| entry.key).collect();
+        assert_eq!(left, ["shards/big10/shard0"]);
+    }
 }

@@ -1,6 +1,7 @@
 use crate::world::{World, assert_answered, command, create_request, until};
 use futures::StreamExt as _;
 use vmotion_api::Operation;
+use vmotion_controller::store::{Change, Entry, Store as _, Transaction, redb::RedbStore};
 use vmotion_model::{ApiError, Epoch, ErrorCode, MachineState, MoveOutcome, MovePhase, Placement, Verdict};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,4 +185,43 @@ async fn unfinished_move_keeps_memory_promised_on_both_hosts() {
         large.spec.memory = vmotion_model::ByteSize::mib(3100);
         assert_answered(world.operator.create(&large, host).await, ErrorCode::Refused, "3 GiB of 4 GiB free");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_move_after_a_thousand_begins_and_the_oldest_are_forgotten() {
+    let mut world = World::start().await;
+    let (_, id) = world.start_moving().await;
+    world.switch_over(&id).await;
+    world.h1.report_outcome(&id, MoveOutcome::Moved);
+    world.finished(&id).await;
+    world.stop_controller().await;
+    // As a thousand such moves would have left it.
+    let store = RedbStore::open(&world.path("data").join("controller.redb")).unwrap();
+    let (entries, _) = store.list("").await.unwrap();
+    for number in 2..=1000 {
+        let copied = entries.iter().filter_map(|Entry { key, value, .. }| {
+            let next = format!("m-{number:06}");
+            let key =
+                if key.starts_with("once-move/") { format!("{key}-{number}") } else { key.replace(id.as_str(), &next) };
+            let known = entries.iter().any(|entry| entry.key == key);
+            let value = String::from_utf8(value.clone()).unwrap().replace(id.as_str(), &next);
+            (!known).then(|| Change::Put(key, value.into_bytes()))
+        });
+        store.commit(Transaction { compares: Vec::new(), changes: copied.collect() }).await.unwrap();
+    }
+    let counter = Change::Put("counters/moves".to_owned(), b"1000".to_vec());
+    store.commit(Transaction { compares: Vec::new(), changes: vec![counter] }).await.unwrap();
+    let count = async |prefix: &str, store: &RedbStore| store.list(prefix).await.unwrap().0.len();
+    assert_eq!((count("moves/", &store).await, count("once-move/", &store).await), (1000, 1000));
+    assert_eq!(count("timelines/", &store).await, 1000);
+    drop(store);
+    world.start_controller().await;
+    world.beat().await;
+    let back = world.start_move("vm1", "h1").await;
+    assert_eq!(back.id.as_str(), "m-001001");
+    let moves = world.operator.moves().await.unwrap();
+    assert!(moves.len() < 1000 && moves.iter().all(|operation| operation.id != id), "{}", moves.len());
+    world.stop_controller().await;
+    let store = RedbStore::open(&world.path("data").join("controller.redb")).unwrap();
+    assert!(count("once-move/", &store).await < 1000 && count("timelines/", &store).await < 1000);
 }
