@@ -190,8 +190,9 @@ fn measure_local_work() {
             let begun = Instant::now();
             let pages = |machine: &mut Spanning| {
                 machine.read_console();
-                let last =
-                    machine.console.0.lines().rev().find_map(|line| line.strip_prefix("S ")?.split("written=").nth(1));
+                // The last line may not be complete yet, and then its number is another.
+                let whole = machine.console.0.rfind('\n').map_or("", |end| &machine.console.0[..end]);
+                let last = whole.lines().rev().find_map(|line| line.strip_prefix("S ")?.split("written=").nth(1));
                 last.and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok())
             };
             let mut first = None;
@@ -202,7 +203,6 @@ fn measure_local_work() {
             // At a line, of which there is one a second.
             let next = |machine: &mut Spanning, than: Option<f64>| loop {
                 let now = pages(machine);
-                // The last line may not be complete yet.
                 if let Some(now) = now.filter(|now| than != Some(*now)) {
                     return (now, processor_s(), Instant::now());
                 }
