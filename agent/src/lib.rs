@@ -9,6 +9,7 @@
 
 mod console;
 mod directory;
+pub mod doctor;
 mod heartbeat;
 mod host;
 mod http;

@@ -21,7 +21,9 @@ use std::{
     any::Any,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// Whom a client wants to find at the other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +123,14 @@ impl Identity {
     #[must_use]
     pub const fn principal(&self) -> &Principal {
         &self.principal
+    }
+
+    /// When its certificate ends; `None` for one that ended before 1970, or cannot be read any more.
+    #[must_use]
+    pub fn expires(&self) -> Option<SystemTime> {
+        let (_, parsed) = X509Certificate::from_der(&self.chain[0]).ok()?;
+        let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
     }
 
     /// Where it was loaded from; a child process loads the same.

@@ -32,7 +32,7 @@ struct SplittingSocket {
 /// Gives `socket` buffers for bulk data, as far as it may have them.
 pub(crate) fn enlarge_buffers(socket: &UdpSocket) {
     use rustix::net::sockopt;
-    let bytes = crate::tuning::SOCKET_BUFFER_BYTES;
+    let bytes = crate::Tuning::SOCKET_BUFFER_BYTES;
     // With CAP_NET_ADMIN the administrator's limit does not apply; without, what the limit gives must do.
     if sockopt::set_socket_recv_buffer_size_force(socket, bytes).is_err() {
         let _ = sockopt::set_socket_recv_buffer_size(socket, bytes);

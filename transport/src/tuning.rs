@@ -35,9 +35,6 @@ impl Default for Tuning {
     }
 }
 
-/// In bytes. Bulk data comes in bursts of a whole window; a small socket buffer would drop them.
-pub(crate) const SOCKET_BUFFER_BYTES: usize = 16 << 20;
-
 /// Parts of flows that were sent again and wait to be sent, or to be read. What is more is dropped.
 const COPIES_BYTES: usize = 4 << 20;
 
@@ -62,6 +59,9 @@ pub(crate) const MTU_LOOPBACK: u16 = 32_000;
 pub(crate) const MTU_SAFE: u16 = 1200;
 
 impl Tuning {
+    /// Buffers of a UDP socket, in bytes. Bulk data comes in bursts of a whole window; a small one would drop them.
+    pub const SOCKET_BUFFER_BYTES: usize = 16 << 20;
+
     /// Most flows a peer may ask for.
     pub const FLOWS_MAX: u8 = 8;
 
