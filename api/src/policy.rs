@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use vmotion_model::{
     Contradiction, Explanation, HostName, HostTelemetry, MachineName, MachineTelemetry, MoveId, Plan, PolicyMode,
-    PolicySpec, SiteChange, SiteSpec, Subject,
+    PolicySpec, SiteChange, SiteSpec, Subject, Supposed, WhatIf,
 };
 
 /// `PUT /v1/site`: what is to be.
@@ -394,6 +394,14 @@ impl ControllerClient {
         let host = host.map(|host| format!("host={host}&")).unwrap_or_default();
         let piece = piece.map(|piece| format!("piece={piece}")).unwrap_or_default();
         self.http.get(&format!("/v1/machines/{machine}/why?{host}{piece}")).await
+    }
+
+    /// What the policy would do with other hosts and other demand.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn what_if(&self, what_if: &WhatIf) -> Answer<Supposed> {
+        self.http.call(Method::POST, "/v1/what-if", what_if).await
     }
 
     /// What hosts and machines use.

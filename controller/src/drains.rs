@@ -10,6 +10,7 @@ use crate::{
     site,
     store::{Change, Transaction},
 };
+use std::collections::BTreeSet;
 use vmotion_api::{DrainRequest, PlanGoal, PlanState, PlanView};
 use vmotion_model::{ApiError, HostName, Plan, PolicySpec};
 use vmotion_policy::{
@@ -87,6 +88,12 @@ async fn foreseen(app: &App, drain: &DrainRecord) -> Result<(Plan, PolicySpec), 
 async fn write_down(app: &App, drain: &DrainRecord, plan: Plan, policy: &PolicySpec) -> Result<PlanView, ApiError> {
     let goal = PlanGoal::Drain { host: drain.host.clone() };
     plans::begin(app, goal, drain.asked_by.clone(), plan, policy, drain.by_unix_ms).await
+}
+
+/// Hosts that are to be empty.
+pub(crate) async fn hosts(app: &App) -> Result<BTreeSet<HostName>, ApiError> {
+    let drains = load_all::<DrainRecord>(&*app.store, DRAINS).await?;
+    Ok(drains.into_iter().map(|stored| stored.value.host).collect())
 }
 
 /// Goes on with drains whose plan is over and whose host is not empty.

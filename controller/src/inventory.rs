@@ -63,7 +63,17 @@ impl Known {
         };
         let HostReport { name, datacenter, url, capacity, cpu, version: _ } = self.report.clone();
         let state = if self.is_up(gone_after) { HostState::Up } else { HostState::Gone };
-        Host { name, datacenter, url, capacity, cpu, cordoned: self.cordoned, state, seen_ms_ago: silent }
+        Host {
+            name,
+            datacenter,
+            url,
+            capacity,
+            cpu,
+            cordoned: self.cordoned,
+            draining: false,
+            state,
+            seen_ms_ago: silent,
+        }
     }
 
     fn record(&self) -> HostRecord {

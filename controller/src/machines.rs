@@ -16,7 +16,7 @@ use crate::{
     app::App,
     error::{conflict, invalid, not_found},
     once::Once,
-    placement::{Snapshot, chosen},
+    placement::{Snapshot, chosen, heed_rules},
     records::{Intent, MachineRecord, Stored, busy_key, load, load_machine, load_owner, machine_key, owner_key, put},
     store::{Compare, Outcome, Transaction},
 };
@@ -51,7 +51,9 @@ pub(crate) async fn place(app: &App, request: &CreateRequest) -> Result<Placemen
         Some(_) => (ByteSize(0), 0),
         None => (request.spec.memory, u32::from(request.spec.cpus)),
     };
-    Ok(snapshot.place(PlacementRequest { memory, cpus, wanted, ..PlacementRequest::default() }))
+    let named = matches!(wanted, Wanted::Host(_));
+    let placement = snapshot.place(PlacementRequest { memory, cpus, wanted, ..PlacementRequest::default() });
+    heed_rules(app, placement, &request.spec, named).await
 }
 
 fn check(request: &CreateRequest) -> Result<(), ApiError> {

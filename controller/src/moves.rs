@@ -8,7 +8,7 @@ use crate::{
     machines,
     once::{self, Once},
     operations::{MoveRecord, Phase, progress_before_copying},
-    placement::{Snapshot, chosen},
+    placement::{Snapshot, chosen, heed_rules},
     reconciler,
     records::{
         Intent, LAST_MOVE, MOVES, MachineRecord, Stored, busy_key, load, load_all, load_machine, load_move, load_owner,
@@ -113,13 +113,15 @@ async fn place_movable(app: &App, command: &MoveCommand, movable: &Movable) -> R
     }
     let cpu = app.inventory.host(source).map(|host| host.cpu).unwrap_or_default();
     let spec = &movable.machine.value.spec;
-    Ok(snapshot.place(PlacementRequest {
+    let named = matches!(wanted, Wanted::Host(_));
+    let placement = snapshot.place(PlacementRequest {
         memory: spec.memory,
         cpus: u32::from(spec.cpus),
         wanted,
         current: Some(Current { host: source.clone(), cpu }),
         ..PlacementRequest::default()
-    }))
+    });
+    heed_rules(app, placement, spec, named).await
 }
 
 /// Begins a move: it is in the store before any host hears of it.

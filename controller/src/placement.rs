@@ -2,13 +2,16 @@
 
 use crate::{
     app::{App, lock},
+    declared,
     error::{not_found, refused},
     records::{Intent, MACHINES, MachineRecord, OWNERS, PIECES, Stored, load_all},
+    site,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use vmotion_api::Claimed;
 use vmotion_model::{
-    ApiError, ByteSize, DatacenterName, Host, HostName, MachineName, MachineState, OwnerRecord, PieceName, Placement,
+    ApiError, ByteSize, DatacenterName, Host, HostName, Judgement, MachineName, MachineSpec, MachineState, OwnerRecord,
+    PieceName, Placement, Verdict,
 };
 use vmotion_policy::{HostLoad, PlacementRequest, Wanted};
 
@@ -95,6 +98,37 @@ impl Snapshot {
     pub(crate) fn place(self, request: PlacementRequest) -> Placement {
         vmotion_policy::place(&PlacementRequest { load: self.load, ..request }, &self.hosts)
     }
+}
+
+/// What is declared of where `machine` may be. Where a host is chosen for it, one is chosen that keeps its rules; who names a host has it, and
+/// hears which rules that breaks.
+pub(crate) async fn heed_rules(
+    app: &App,
+    mut placement: Placement,
+    machine: &MachineSpec,
+    named: bool,
+) -> Result<Placement, ApiError> {
+    if placement.chosen.is_none() || declared::current(app).await?.rules.is_empty() {
+        return Ok(placement);
+    }
+    let site = site::now(app).await?;
+    while let Some(host) = placement.chosen.clone() {
+        let broken = vmotion_policy::broken_at(&site, &site::machine(machine, host.clone()));
+        let Some(judgement) = placement.judgements.iter_mut().find(|judged| judged.host == host) else { break };
+        match &mut judgement.verdict {
+            Verdict::Fits { reasons, .. } if named => reasons.extend(broken),
+            verdict if !broken.is_empty() => {
+                *verdict = Verdict::Rejected { reasons: broken };
+                let fits = |judged: &&Judgement| matches!(judged.verdict, Verdict::Fits { .. });
+                placement.chosen = placement.judgements.iter().find(fits).map(|judged| judged.host.clone());
+                continue;
+            }
+            _ => {}
+        }
+        break;
+    }
+    placement.judgements.sort_by_key(|judged| matches!(judged.verdict, Verdict::Rejected { .. }));
+    Ok(placement)
 }
 
 /// What each host carries of a machine that spans several.

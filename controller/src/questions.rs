@@ -3,11 +3,12 @@
 use crate::{
     app::{App, lock},
     declared,
-    error::not_found,
+    error::{invalid, not_found},
     site,
 };
 use vmotion_api::{LeftAlone, PolicyView};
-use vmotion_model::{ApiError, Explanation, HostName, Subject};
+use vmotion_model::{ApiError, ErrorCode, Explanation, HostName, Subject, Supposed, WhatIf};
+use vmotion_policy::{Changed, Effort, Goal, WhatIfError};
 
 /// The policy, and what it is doing.
 pub(crate) async fn policy(app: &App) -> Result<PolicyView, ApiError> {
@@ -35,6 +36,24 @@ pub(crate) async fn why(app: &App, about: Subject, host: Option<HostName>) -> Re
         Some(host) => vmotion_policy::why_not(&site, &about, &host),
         None => vmotion_policy::why(&site, &about),
     });
-    let failed = |error| ApiError::new(vmotion_model::ErrorCode::Internal, format!("The policy failed: {error}"));
     explained.await.map_err(failed)?.ok_or(unknown)
+}
+
+/// What the policy would do if: other hosts, other demand. Nothing is done.
+pub(crate) async fn what_if(app: &App, what_if: WhatIf) -> Result<Supposed, ApiError> {
+    let site = site::now(app).await?;
+    let thought = tokio::task::spawn_blocking(move || {
+        let now = vmotion_policy::standing(&site);
+        let Changed { site, added, grown } = vmotion_policy::suppose(site, &what_if)?;
+        let plan = vmotion_policy::plan(&site, Goal::ALL, Effort::default());
+        Ok(Supposed { now, added, grown: u32::try_from(grown).unwrap_or(u32::MAX), plan })
+    });
+    thought.await.map_err(failed)?.map_err(|error: WhatIfError| match error {
+        WhatIfError::NoHost { .. } | WhatIfError::NoMachine(_) => not_found(error.to_string()),
+        error => invalid(error.to_string()),
+    })
+}
+
+fn failed(error: tokio::task::JoinError) -> ApiError {
+    ApiError::new(ErrorCode::Internal, format!("The policy failed: {error}"))
 }

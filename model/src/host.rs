@@ -66,6 +66,9 @@ pub struct Host {
     /// No new machines are placed on it.
     #[serde(default)]
     pub cordoned: bool,
+    /// Is it to be emptied, until it is uncordoned?
+    #[serde(default)]
+    pub draining: bool,
     /// Up or gone, by the controller's clock.
     pub state: HostState,
     /// Milliseconds since its last heartbeat.

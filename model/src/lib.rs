@@ -23,6 +23,7 @@ mod size;
 mod spec;
 mod telemetry;
 mod timeline;
+mod what_if;
 
 pub use error::{ApiError, ErrorCode, error_chain};
 pub use host::{CpuModel, Host, HostCapacity, HostState, MachineState, MachineStatus};
@@ -48,3 +49,4 @@ pub use size::{Bandwidth, BandwidthError, ByteSize, SizeError};
 pub use spec::{Backing, DirtySource, DiskSpec, InterruptController, MachineSpec, SpecError};
 pub use telemetry::{HostTelemetry, MachineTelemetry, MemoryTelemetry, Pressure, VcpuTelemetry};
 pub use timeline::{RoundRecord, Timeline, TimelineEvent, TimelineSample};
+pub use what_if::{AddedHost, Growth, MoreHosts, Supposed, WhatIf};

@@ -6,7 +6,7 @@ use crate::{
     Effort, Goal,
     rules::{Kind, Rules, broken_by},
     search::{Fixed, movable, phrase},
-    site::{SLOTS, Site},
+    site::{SLOTS, Site, SiteMachine},
     state::State,
     world::{HostId, SubjectId, World},
 };
@@ -28,6 +28,21 @@ pub fn why(site: &Site, subject: &Subject) -> Option<Explanation> {
 #[must_use]
 pub fn why_not(site: &Site, subject: &Subject, host: &HostName) -> Option<Explanation> {
     explain(site, subject, Some(host))
+}
+
+/// Rules that would be broken with `machine` where it says it is, each in words; the one of its name in the site is meant, or it is a new one.
+#[must_use]
+pub fn broken_at(site: &Site, machine: &SiteMachine) -> Vec<String> {
+    let mut site = site.clone();
+    site.machines.retain(|known| known.name != machine.name);
+    site.machines.push(machine.clone());
+    let world = World::new(&site);
+    let asked = Subject { machine: machine.name.clone(), piece: None };
+    let Some(subject) = world.subject(&asked) else { return Vec::new() };
+    let rules = Rules::new(&world);
+    let of = Explainer { state: State::new(&world, &rules), subject };
+    let broken = of.rules(of.state.host_of[subject as usize]).into_iter().filter(|note| !note.kept);
+    broken.map(|RuleNote { rule, why, .. }| format!("rule {rule} would be broken: {why}")).collect()
 }
 
 fn explain(site: &Site, asked: &Subject, other: Option<&HostName>) -> Option<Explanation> {
@@ -258,6 +273,17 @@ mod tests {
         let said = why_not(&site(), &subject("a"), &"h3".parse().unwrap()).unwrap();
         assert!(said.places[0].why[0].contains("needs 4 GiB, 2 GiB are free"), "{said:#?}");
         assert!(why_not(&site(), &subject("x"), &"h3".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn rules_that_a_place_would_break_are_told_for_what_is_there_and_for_what_comes() {
+        let broken = |name: &str, host: &str| broken_at(&site(), &machine(name, host, 0.0));
+        assert_eq!(broken("a", "h1"), Vec::<String>::new());
+        assert!(broken("a", "h2")[0].starts_with("rule apart would be broken: "), "{:?}", broken("a", "h2"));
+        assert_eq!((broken("c", "h2").len(), broken("new", "h2").len()), (0, 0), "the rule is not of them");
+        let mut site = site();
+        site.machines.retain(|known| known.name.as_str() != "b");
+        assert_eq!(broken_at(&site, &machine("b", "h1", 0.0)).len(), 1);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Pure functions from what is to an explained answer: no I/O, no clock, no randomness. [`place`] finds a host for one machine, [`look`]
 //! judges the pieces of one that spans several, [`plan`] says what should be where in a whole [`site`], in which order and why, [`why`] and
-//! [`why_not`] answer for one machine, [`contradictions`] names rules that cannot all be kept, and [`simulator`] tries all of it on recorded
+//! [`why_not`] answer for one machine, [`suppose`] makes the site that would be if, [`contradictions`] names rules that cannot all be kept, and [`simulator`] tries all of it on recorded
 //! or generated days. The one invariant: a host is chosen only if nothing forbids it, and the same hosts in any order give the same answer.
 
 #![forbid(unsafe_code)]
@@ -24,6 +24,7 @@ mod search;
 pub mod simulator;
 pub mod site;
 mod state;
+mod what_if;
 mod world;
 
 #[cfg(test)]
@@ -37,11 +38,12 @@ use vmotion_model::{ByteSize, CpuModel, DatacenterName, Host, HostName, Judgemen
 pub use contradict::contradictions;
 pub use cooldown::Cooldown;
 pub use demand::History;
-pub use explain::{why, why_not};
+pub use explain::{broken_at, why, why_not};
 pub use filter::VCPUS_PER_THREAD_MAX;
 pub use pieces::{Insight, Picture, Waits, look};
-pub use plan::plan;
+pub use plan::{plan, standing};
 pub use search::{Effort, Goal};
+pub use what_if::{Changed, WhatIfError, suppose};
 
 /// Which hosts are wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -12,7 +12,7 @@ use crate::{
     world::{HostId, SubjectId, World, index},
 };
 use std::collections::BTreeMap;
-use vmotion_model::{Blocked, ByteSize, Motive, Plan, PlannedStep, Rejected};
+use vmotion_model::{Blocked, ByteSize, Motive, Plan, PlannedStep, Rejected, Standing};
 
 /// Places that were not taken and are told of, for each step.
 const REJECTED_MAX: usize = 3;
@@ -46,6 +46,14 @@ pub fn plan(site: &Site, goal: Goal, effort: Effort) -> Plan {
     let after = told.state.standing();
     let contradictions = sets.iter().map(|set| contradict::tell(&world, &rules, set)).collect();
     Plan { steps, blocked, contradictions, before, after, ends_ms, cut_short: search.cut_short }
+}
+
+/// How well everything is, moves under way counted as done.
+#[must_use]
+pub fn standing(site: &Site) -> Standing {
+    let world = World::new(site);
+    let rules = Rules::new(&world);
+    State::new(&world, &rules).standing()
 }
 
 /// What is elsewhere than it was.

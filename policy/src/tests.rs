@@ -10,6 +10,7 @@ fn host(name: &str) -> Host {
         capacity: HostCapacity { cpus: 8, memory: ByteSize::gib(4), memory_used: ByteSize(0) },
         cpu: cpu("GenuineIntel", &["avx2", "sse2"]),
         cordoned: false,
+        draining: false,
         state: HostState::Up,
         seen_ms_ago: 100,
     }

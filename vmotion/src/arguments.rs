@@ -9,8 +9,8 @@ use std::{
 use vmotion_api::PlanId;
 use vmotion_controller::store::etcd::EtcdOptions;
 use vmotion_model::{
-    Bandwidth, ByteSize, DatacenterName, DiskSpec, HostName, MachineName, MoveId, NameError, PieceName, PieceNameError,
-    Strategy,
+    Bandwidth, ByteSize, DatacenterName, DiskSpec, HostName, MachineName, MoreHosts, MoveId, NameError, PieceName,
+    PieceNameError, Strategy,
 };
 
 const EXIT_CODES: &str = "\
@@ -184,9 +184,19 @@ pub(crate) enum Command {
         /// Where
         host: HostName,
     },
+    /// What would the policy do with other hosts, or other demand? Nothing is done
+    #[command(
+        after_help = "Example: vmotion what-if --remove h3 --add 2xh9 --grow 'web-*' 20%\n\nExit code 5 when something would have no place."
+    )]
+    WhatIf(WhatIfArguments),
     /// List hosts, take one out of service for new machines, or empty it
     #[command(subcommand)]
     Host(HostCommand),
+    /// Look whether this host can run machines and take them in: KVM, memory, clock, network, certificate
+    #[command(
+        after_help = "Looks, and changes nothing. Exit code 5 when machines could not run here, or not be moved."
+    )]
+    Doctor(DoctorArguments),
     /// Make certificates: a private authority, and identities it issues
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -201,6 +211,32 @@ pub(crate) enum Command {
         /// The machine's directory
         directory: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArguments {
+    /// Where the agent keeps everything, or is to
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// Where machines arrive
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub(crate) address: IpAddr,
+    /// UDP ports for arriving machines
+    #[arg(long, default_value = MOVE_PORTS, value_name = "FIRST-LAST", value_parser = ports)]
+    pub(crate) move_ports: (u16, u16),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WhatIfArguments {
+    /// Hosts that go, such as h3,h4
+    #[arg(long, value_delimiter = ',', value_name = "HOST", required_unless_present_any = ["add", "grow"])]
+    pub(crate) remove: Vec<HostName>,
+    /// Hosts that come: as many as that, like one that is there
+    #[arg(long, value_delimiter = ',', value_name = "COUNTxHOST")]
+    pub(crate) add: Vec<MoreHosts>,
+    /// Machines that ask for so much more of processors, such as web-* 20%; or for less, such as web-* -20%
+    #[arg(long, num_args = 2, value_names = ["MACHINES", "PERCENT"], allow_negative_numbers = true, allow_hyphen_values = true)]
+    pub(crate) grow: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -461,12 +497,14 @@ pub(crate) struct AgentArguments {
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) advertise: Option<IpAddr>,
     /// UDP ports for arriving machines
-    #[arg(long, default_value = "47000-47999", value_name = "FIRST-LAST", value_parser = ports)]
+    #[arg(long, default_value = MOVE_PORTS, value_name = "FIRST-LAST", value_parser = ports)]
     pub(crate) move_ports: (u16, u16),
     /// Silence after which the other end of a move counts as lost, in ms
     #[arg(long, default_value_t = 10_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(500..=600_000))]
     pub(crate) peer_timeout: u64,
 }
+
+const MOVE_PORTS: &str = "47000-47999";
 
 fn ports(text: &str) -> Result<(u16, u16), String> {
     let parse = |text: &str| text.parse::<u16>().ok();

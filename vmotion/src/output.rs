@@ -3,12 +3,13 @@
 mod policy;
 mod shape;
 
-pub(crate) use policy::{applied, explanation, plan_view, plans, policy, proposed, step_progress};
+pub(crate) use policy::{applied, explanation, plan_view, plans, policy, proposed, step_progress, supposed};
 pub(crate) use shape::{advice, plan, shape};
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use std::time::Duration;
+use vmotion_agent::doctor::Finding;
 use vmotion_api::{MachineView, Operation};
 use vmotion_model::{
     Accuracy, ByteSize, Forecast, Host, HostName, MoveOutcome, MoveSummary, Outlook, Piece, PieceName, Placement,
@@ -98,10 +99,23 @@ pub(crate) fn pieces(pieces: &[Piece]) -> String {
     groups.into_iter().map(group).collect::<Vec<_>>().join(", ")
 }
 
+pub(crate) fn findings(findings: &[Finding]) {
+    for Finding { check, severity, found, advice } in findings {
+        println!("{:8} {check}: {found}", word(severity));
+        if let Some(advice) = advice {
+            println!("         {advice}");
+        }
+    }
+}
+
 pub(crate) fn hosts(hosts: &[Host]) {
     let mut rows = table(&["HOST", "DATACENTER", "STATE", "CPUS", "MEMORY", "USED", "SEEN", "CPU"]);
     for host in hosts {
-        let state = if host.cordoned { format!("{} (cordoned)", word(&host.state)) } else { word(&host.state) };
+        let state = match (host.draining, host.cordoned) {
+            (true, _) => format!("{} (draining)", word(&host.state)),
+            (false, true) => format!("{} (cordoned)", word(&host.state)),
+            (false, false) => word(&host.state),
+        };
         rows.add_row([
             host.name.to_string(),
             host.datacenter.to_string(),

@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 use std::{collections::BTreeSet, process::Command};
+use vmotion_agent::doctor::Finding;
 use vmotion_api::{
     Applied, MachineView, MemberView, Operation, PlanGoal, PlanId, PlanState, PlanView, PolicyView, ShapePlan,
     SiteView, SpanView,
@@ -14,7 +15,7 @@ use vmotion_model::{
     Forecast, Host, HostCapacity, HostState, HotPage, InterruptController, Judgement, MachineSpec, MachineState,
     Motive, MoveId, MoveOutcome, MovePhase, MoveProgress, MoveRequest, MoveSummary, Outlook, PageCounts, PageFaults,
     PartFigures, PeerFigures, Piece, PieceName, Placement, Plan, PlannedStep, PolicySpec, Prediction, RoundRecord,
-    Sharing, SiteChange, SiteSpec, Standing, Step, StepDone, StepReport, Strategy, Subject, Survey, Timeline,
+    Sharing, SiteChange, SiteSpec, Standing, Step, StepDone, StepReport, Strategy, Subject, Supposed, Survey, Timeline,
     TimelineEvent, TimelineSample, VcpuFigures, VcpuPause, Verdict,
 };
 
@@ -73,6 +74,7 @@ fn host() -> Host {
         capacity: HostCapacity::default(),
         cpu: CpuModel::default(),
         cordoned: false,
+        draining: false,
         state: HostState::Up,
         seen_ms_ago: 0,
     }
@@ -398,6 +400,8 @@ fn the_fields_of_every_object_are_those_documented() {
         ("Standing", fields(&Standing::default())),
         ("PlanView", fields(&plan_view())),
         ("Explanation", fields(&explanation())),
+        ("Supposed", fields(&Supposed::default())),
+        ("Finding", fields(&Finding::ok("kvm", "there"))),
         ("Error", fields(&error)),
     ];
     for (name, fields) in objects {

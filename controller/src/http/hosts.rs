@@ -19,8 +19,11 @@ const MACHINES_MAX: usize = 1024;
 /// All hosts, by name
 #[utoipa::path(get, path = "/v1/hosts", tag = "hosts",
     responses((status = 200, description = "All hosts", body = Vec<Host>), (status = "default", description = "What went wrong", body = ApiError)))]
-pub(super) async fn list(_: Operator, State(app): State<Arc<App>>) -> Json<Vec<Host>> {
-    Json(app.inventory.hosts())
+pub(super) async fn list(_: Operator, State(app): State<Arc<App>>) -> Result<Json<Vec<Host>>, Problem> {
+    let draining = drains::hosts(&app).await?;
+    let mut hosts = app.inventory.hosts();
+    hosts.iter_mut().for_each(|host| host.draining = draining.contains(&host.name));
+    Ok(Json(hosts))
 }
 
 /// A host's sign of life, by the host itself

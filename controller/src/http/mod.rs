@@ -46,6 +46,7 @@ fn routes() -> Vec<Route> {
         ("/v1/site", &["get", "put"], get(policy::site).put(policy::apply)),
         ("/v1/policy", &["get", "patch"], get(policy::show).patch(policy::set)),
         ("/v1/rebalance", &["post"], post(policy::rebalance)),
+        ("/v1/what-if", &["post"], post(policy::what_if)),
         ("/v1/plans", &["get"], get(policy::plans)),
         ("/v1/plans/{id}", &["get", "delete"], get(policy::plan).delete(policy::cancel)),
         ("/v1/usage", &["get"], get(policy::usage)),

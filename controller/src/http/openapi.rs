@@ -31,6 +31,7 @@ use utoipa::OpenApi as _;
         hosts::uncordon,
         policy::drain,
         policy::why,
+        policy::what_if,
         policy::site,
         policy::apply,
         policy::show,

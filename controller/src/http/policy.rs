@@ -15,7 +15,7 @@ use vmotion_api::{
     Applied, ApplyRequest, DrainRequest, HostUse, Json, PlanId, PlanView, PolicyChange, PolicyView, Problem,
     RebalanceRequest, SiteView,
 };
-use vmotion_model::{ApiError, Explanation, HostName, MachineName, PieceName, Subject};
+use vmotion_model::{ApiError, Explanation, HostName, MachineName, PieceName, Subject, Supposed, WhatIf};
 
 /// What is declared, and what of it is not so yet
 #[utoipa::path(get, path = "/v1/site", tag = "site",
@@ -68,6 +68,17 @@ pub(super) async fn rebalance(
     }
     let view = to_the_end(async move { plans::rebalance(&app, caller).await }).await?;
     Ok(Json(view).into_response())
+}
+
+/// What the policy would do with other hosts and other demand; nothing is done
+#[utoipa::path(post, path = "/v1/what-if", tag = "policy", request_body = WhatIf,
+    responses((status = 200, description = "What would be", body = Supposed), (status = "default", description = "What went wrong", body = ApiError)))]
+pub(super) async fn what_if(
+    _: Operator,
+    State(app): State<Arc<App>>,
+    Json(request): Json<WhatIf>,
+) -> Result<Json<Supposed>, Problem> {
+    Ok(Json(questions::what_if(&app, request).await?))
 }
 
 /// Empties a host; with `dry_run`, answers only what would be moved and until when (a `Plan`)

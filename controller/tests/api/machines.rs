@@ -1,7 +1,7 @@
-use crate::world::{World, assert_answered, create_request, until};
+use crate::world::{World, assert_answered, command, create_request, until};
 use futures::StreamExt as _;
-use vmotion_api::{ConsoleQuery, CreateRequest, SnapshotRequest};
-use vmotion_model::{ApiError, ByteSize, Epoch, ErrorCode, MachineState};
+use vmotion_api::{ApplyRequest, ConsoleQuery, CreateRequest, SnapshotRequest};
+use vmotion_model::{ApiError, ByteSize, Demand, Epoch, ErrorCode, MachineState, Rule, SiteSpec, Verdict};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn created_machine_runs_where_it_was_wanted_and_is_listed() {
@@ -150,4 +150,27 @@ async fn console_is_passed_through_with_its_offset() {
     assert_eq!((offset, bytes.as_slice()), (4, b"456789".as_slice()));
     world.operator.console_input(&name, "hello".into()).await.unwrap();
     assert_eq!(world.h1.book(|book| book.typed.clone()), b"hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nobody_names_a_host_one_is_chosen_that_keeps_the_rules() {
+    let world = World::start().await;
+    let only_h2 = Rule {
+        name: "web in two".to_owned(),
+        machines: vec!["web-*".parse().unwrap()],
+        demand: Demand::Pin { hosts: vec![world.h2.name()] },
+    };
+    let site = SiteSpec { rules: vec![only_h2], ..SiteSpec::default() };
+    world.operator.apply(&ApplyRequest { site, prune: false, dry_run: false }).await.unwrap();
+    let create = async |name: &str| world.operator.create(&create_request(name, None), name).await.unwrap().host;
+    assert_eq!(create("web-1").await, world.h2.name(), "of equals the first by name would be taken");
+    assert_eq!(create("db-1").await, world.h1.name(), "the rule is not of it");
+
+    let refused = world.operator.start_move(&command("web-1", "dc1"), "to-dc1").await.unwrap_err().to_string();
+    assert!(refused.contains("h1 rule web in two would be broken"), "{refused}");
+    let foreseen = world.operator.move_dry_run(&command("web-1", "h1")).await.unwrap();
+    assert_eq!(foreseen.chosen, Some(world.h1.name()));
+    let Verdict::Fits { reasons, .. } = &foreseen.judgements[0].verdict else { panic!("{foreseen:?}") };
+    assert!(reasons.iter().any(|reason| reason.contains("web in two")), "{reasons:?}");
+    assert_eq!(world.start_move("web-1", "h1").await.target, world.h1.name(), "who names a host has it");
 }

@@ -1,6 +1,7 @@
 //! One function a command.
 
 mod console;
+mod doctor;
 mod machines;
 mod moves;
 mod pki;
@@ -46,11 +47,13 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
         Command::Policy(command) => policy::policy(command, global).await,
         Command::Why { what } => policy::why(what, None, global).await,
         Command::WhyNot { what, host } => policy::why(what, Some(&host), global).await,
+        Command::WhatIf(arguments) => policy::what_if(arguments, global).await,
         Command::Host(HostCommand::Drain { host, by, max_downtime, dry_run, detach }) => {
             let request = DrainRequest { by_unix_ms: by, downtime_ms_max: max_downtime, dry_run };
             policy::drain(&host, &request, detach, global).await
         }
         Command::Host(command) => hosts(command, global).await,
+        Command::Doctor(arguments) => doctor::run(arguments, global).await,
         Command::Pki(command) => pki::run(command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -1,7 +1,7 @@
 //! The declared model, plans, and questions to the policy.
 
 use crate::{
-    arguments::{Global, Mode, PolicyCommand, PolicySetArguments, What},
+    arguments::{Global, Mode, PolicyCommand, PolicySetArguments, What, WhatIfArguments},
     context, output,
 };
 use anyhow::{Context as _, Result};
@@ -9,7 +9,7 @@ use std::{path::Path, time::Duration};
 use vmotion_api::{
     ApplyRequest, ControllerClient, DrainRequest, Missing, PlanId, PlanState, PlanView, PolicyChange, StepState,
 };
-use vmotion_model::{ApiError, ErrorCode, HostName, PolicyMode, SiteSpec, Subject};
+use vmotion_model::{ApiError, ErrorCode, Growth, HostName, PolicyMode, SiteSpec, Subject, WhatIf};
 
 /// Plans and declared machines are looked at this often.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
@@ -238,4 +238,48 @@ pub(super) async fn why(what: What, host: Option<&HostName>, global: &Global) ->
     }
     output::explanation(&explanation);
     Ok(())
+}
+
+pub(super) async fn what_if(arguments: WhatIfArguments, global: &Global) -> Result<()> {
+    let WhatIfArguments { remove, add, grow } = arguments;
+    let grow = grow.chunks(2).map(growth).collect::<Result<_, _>>()?;
+    let supposed = context::client(global)?.what_if(&WhatIf { remove, add, grow }).await?;
+    if global.json {
+        output::json(&supposed)?;
+    } else {
+        output::supposed(&supposed);
+    }
+    if !supposed.plan.blocked.is_empty() {
+        exit(EXIT_BLOCKED);
+    }
+    Ok(())
+}
+
+/// Machines, and how much more they ask for.
+fn growth(pair: &[String]) -> Result<Growth, ApiError> {
+    let invalid = |why: String| ApiError::new(ErrorCode::Invalid, format!("--grow {}: {why}", pair.join(" ")));
+    let [machines, percent] = pair else {
+        return Err(invalid("name machines and by how much, such as web-* 20%".to_owned()));
+    };
+    let machines = machines.parse().map_err(|error| invalid(format!("{error}")))?;
+    let number = percent.strip_suffix('%').unwrap_or(percent).trim();
+    let percent = number.parse().map_err(|_| invalid(format!("{percent:?} is no percentage, such as 20% or -20%")))?;
+    Ok(Growth { machines, percent })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic in a test is its report")]
+
+    use super::*;
+
+    #[test]
+    fn growth_is_read_with_its_sign_and_errors_say_what_was_typed() {
+        let read = |machines: &str, percent: &str| growth(&[machines.to_owned(), percent.to_owned()]);
+        assert_eq!(read("web-*", "20%").unwrap().percent, 20);
+        assert_eq!(read("web-*", "-20").unwrap().percent, -20);
+        let error = read("web-*", "much").unwrap_err().to_string();
+        assert!(error.contains("--grow web-* much") && error.contains("20%"), "{error}");
+        assert!(read("web ?", "20%").is_err());
+    }
 }

@@ -4,7 +4,8 @@ use super::{table, word};
 use std::time::Duration;
 use vmotion_api::{Applied, LeftAlone, PlanView, PolicyView, StepState};
 use vmotion_model::{
-    Blocked, ByteSize, Contradiction, Explanation, PlaceNote, Plan, PlannedStep, PolicySpec, RuleNote, Standing,
+    AddedHost, Blocked, ByteSize, Contradiction, Explanation, PlaceNote, Plan, PlannedStep, PolicySpec, RuleNote,
+    Standing, Supposed,
 };
 
 pub(crate) fn applied(applied: &Applied, dry_run: bool) {
@@ -63,15 +64,6 @@ pub(crate) fn proposed(plan: &Plan) {
     for Blocked { subject, motive, why } in blocked {
         println!("cannot {} {}: {why}", word(motive), subject);
     }
-    let standing = |standing: &Standing| {
-        format!(
-            "{} hosts overloaded, {} rules broken, busiest {:.0} %, average {:.0} %",
-            standing.hosts_overloaded,
-            standing.rules_broken,
-            standing.load_max * 100.0,
-            standing.load_mean * 100.0
-        )
-    };
     if steps.is_empty() {
         println!("Nothing to move: {}", standing(before));
     } else {
@@ -81,6 +73,30 @@ pub(crate) fn proposed(plan: &Plan) {
     if *cut_short {
         println!("There may be something better: the search was ended by its limit");
     }
+}
+
+fn standing(standing: &Standing) -> String {
+    format!(
+        "{} hosts overloaded, {} rules broken, busiest {:.0} %, average {:.0} %",
+        standing.hosts_overloaded,
+        standing.rules_broken,
+        standing.load_max * 100.0,
+        standing.load_mean * 100.0
+    )
+}
+
+/// What would be, and what would be done about it.
+pub(crate) fn supposed(supposed: &Supposed) {
+    let Supposed { now, added, grown, plan } = supposed;
+    println!("As it is: {}", standing(now));
+    for AddedHost { host, like } in added {
+        println!("{host} would be a host like {like}");
+    }
+    if *grown > 0 {
+        println!("{grown} machines would ask for another share of processors");
+    }
+    println!("What would be done then:");
+    proposed(plan);
 }
 
 /// A step's progress in one line.
