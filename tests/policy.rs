@@ -4,15 +4,17 @@
 
 mod harness;
 
-use harness::{Apart, Processors, World, key, name, scenario};
+use harness::{Apart, Processors, SpannedMachine, World, key, name, scenario};
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 use vmotion_api::{ApplyRequest, DrainRequest, Operation, PlanGoal, PlanState, PolicyChange};
 use vmotion_model::{
-    ByteSize, Demand, Domain, HostName, MachineDeclaration, MachineName, Motive, PolicyMode, Rule, SiteSpec, Subject,
+    ByteSize, Demand, Domain, HostName, MachineDeclaration, MachineName, Motive, PieceName, PolicyMode, Rule, SiteSpec,
+    Subject, WhatIf,
 };
+use vmotion_probe_guest::{CommandLine, Program};
 
 const HOSTS: &[&str] = &["h1", "h2", "h3", "h4", "h5", "h6"];
 /// Of each host: together less than the two that a small test machine has.
@@ -181,11 +183,18 @@ fn a_drain_with_a_deadline_meets_it_and_its_downtime_limit() {
         let unix_ms = || u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
         let by_unix_ms = unix_ms() + 60_000;
         let request = DrainRequest { by_unix_ms: Some(by_unix_ms), downtime_ms_max: Some(DOWNTIME_MS), dry_run: false };
+        let gone = WhatIf { remove: vec![h3.clone()], ..WhatIf::default() };
+        let supposed = world.client.what_if(&gone).await.unwrap();
+        assert_eq!((supposed.plan.steps.len(), supposed.plan.blocked.len()), (5, 0), "{supposed:?}");
+        let unknown = WhatIf { remove: vec![name("h9")], ..WhatIf::default() };
+        assert!(world.client.what_if(&unknown).await.unwrap_err().to_string().contains("no such host"));
         let foreseen = world.client.drain_dry_run(&h3, &request).await.unwrap();
         assert_eq!((foreseen.steps.len(), foreseen.blocked.len()), (5, 0), "{foreseen:?}");
         assert!(hosts_of(&world).await.values().filter(|host| **host == h3).count() == 5, "a dry run moves nothing");
         let plan = world.client.drain(&h3, &request).await.unwrap();
         assert_eq!(plan.progress.len(), 5);
+        let draining = world.client.hosts().await.unwrap().into_iter().filter(|host| host.draining);
+        assert!(draining.map(|host| host.name).eq([h3.clone()]));
         // What fails on the way is planned anew.
         until("an empty host", async || {
             let now = hosts_of(&world).await;
@@ -211,10 +220,57 @@ fn a_drain_with_a_deadline_meets_it_and_its_downtime_limit() {
         let refused = world.client.start_move(&request, &key()).await.unwrap_err();
         assert!(refused.to_string().contains("cordoned"), "{refused}");
         world.client.cordon(&h3, false).await.unwrap();
+        assert!(world.client.hosts().await.unwrap().iter().all(|host| !host.draining));
         let moved = world.client.start_move(&request, &key()).await.unwrap();
         world.wait_for_outcome(&moved, PATIENCE).await;
         assert_eq!(hosts_of(&world).await[&machine], h3);
         all_is_well(&world).await;
         world.stop().await;
+    });
+}
+
+#[test]
+fn a_piece_is_moved_because_of_what_it_shares() {
+    const TEST: &str = "a_piece_is_moved_because_of_what_it_shares";
+    const TWO: &[&str] = &["h1", "h2"];
+    scenario(TEST, async {
+        let groups: Option<Vec<Processors>> = TWO.iter().map(|host| Processors::new(host, 0.9)).collect();
+        let Some(groups) = groups else {
+            eprintln!("SKIPPED {TEST}: this machine lets nobody make control groups with a limit");
+            return;
+        };
+        let world = World::start_with(Duration::from_secs(10), None, TWO, None).await;
+        for (host, group) in TWO.iter().zip(&groups) {
+            group.enter(world.pid(host));
+        }
+        let change = PolicyChange { hold_s: Some(10), ..PolicyChange::default() };
+        world.client.set_policy(&change).await.unwrap();
+        let mut spanning = SpannedMachine::to_be(world, 2);
+        spanning.begin(TWO, &CommandLine::new().program(Program::Mutex)).await;
+        assert_eq!(spanning.pieces().await[..2], ["vcpu0 h1", "vcpu1 h2"]);
+        let client = &spanning.world.client;
+        let plan = until("a plan for the pieces", async || {
+            let plan = client.rebalance_dry_run().await.unwrap();
+            plan.steps.iter().any(|step| step.motive == Motive::Gather).then_some(plan)
+        })
+        .await;
+        let step = plan.steps.iter().find(|step| step.motive == Motive::Gather).unwrap();
+        assert!(matches!(step.subject.piece, Some(PieceName::Vcpu(_))) && step.gain > step.cost, "{step:?}");
+        println!("{}: {}", step.subject, step.reason);
+        let begun = client.rebalance().await.unwrap();
+        until("its end", async || {
+            let plan = client.plan(&begun.id).await.unwrap();
+            (plan.state == PlanState::Done).then_some(())
+        })
+        .await;
+        let pieces = spanning.pieces().await;
+        let host = |piece: &str| pieces.iter().find_map(|at| at.strip_prefix(piece).map(str::to_owned));
+        assert_eq!(host("vcpu0 "), host("vcpu1 "), "{pieces:?}");
+        let moved = client.moves().await.unwrap().into_iter().find(|moved| moved.motive == Some(Motive::Gather));
+        assert!(moved.is_some_and(|moved| moved.asked_by.as_deref() == Some("policy") && moved.reason.is_some()));
+        let why = client.why(&step.subject, None).await.unwrap();
+        println!("{}", why.conclusion);
+        client.stop(&spanning.machine).await.unwrap();
+        spanning.end().await;
     });
 }

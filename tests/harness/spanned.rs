@@ -40,10 +40,14 @@ impl SpannedMachine {
         cpus: u8,
         cmdline: &CommandLine,
     ) -> Self {
-        let world = World::start_with(lease, None, hosts, apart).await;
-        let mut spanning = Self { world, machine: name("big1"), audit: true, cpus, disks: Vec::new() };
+        let mut spanning = Self::to_be(World::start_with(lease, None, hosts, apart).await, cpus);
         spanning.begin(over, cmdline).await;
         spanning
+    }
+
+    /// One that [`Self::begin`] creates.
+    pub fn to_be(world: World, cpus: u8) -> Self {
+        Self { world, machine: name("big1"), audit: true, cpus, disks: Vec::new() }
     }
 
     /// The same with a disk of so many bytes.
