@@ -229,7 +229,7 @@ pub(crate) struct DoctorArguments {
 #[derive(Debug, Args)]
 pub(crate) struct WhatIfArguments {
     /// Hosts that go, such as h3,h4
-    #[arg(long, value_delimiter = ',', value_name = "HOST", required_unless_present_any = ["add", "grow"])]
+    #[arg(long, value_delimiter = ',', value_name = "HOST")]
     pub(crate) remove: Vec<HostName>,
     /// Hosts that come: as many as that, like one that is there
     #[arg(long, value_delimiter = ',', value_name = "COUNTxHOST")]
