@@ -2,7 +2,7 @@
 //!
 //! Looks, and changes nothing: what it opens it closes again.
 
-use crate::supervisor::bind_first_free;
+use crate::{host::meminfo, supervisor::bind_first_free};
 use rustix::{fs::statvfs, process::Resource};
 use serde::Serialize;
 use std::{
@@ -141,12 +141,6 @@ fn clock(cpuinfo: &str) -> Finding {
     }
     let found = format!("the processors do not say {}", missing.join(", "));
     Finding::warning("clock", found, "guests that trust the time stamp counter may see time jump when they are moved")
-}
-
-/// A line of `/proc/meminfo`, in bytes.
-fn meminfo(text: &str, key: &str) -> ByteSize {
-    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')?.trim().strip_suffix("kB"));
-    ByteSize(value.and_then(|kib| kib.trim().parse::<u64>().ok()).unwrap_or(0).saturating_mul(1024))
 }
 
 fn memory(text: &str) -> Finding {

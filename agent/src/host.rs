@@ -18,10 +18,13 @@ pub(crate) fn capacity(memory_used: ByteSize) -> HostCapacity {
 }
 
 fn total_memory() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    text.lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
-        .map_or(0, |kib| kib * 1024)
+    meminfo(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal").bytes()
+}
+
+/// A line of `/proc/meminfo`; 0 when it is not there.
+pub(crate) fn meminfo(text: &str, key: &str) -> ByteSize {
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')?.trim().strip_suffix("kB"));
+    ByteSize(value.and_then(|kib| kib.trim().parse::<u64>().ok()).unwrap_or(0).saturating_mul(1024))
 }
 
 /// The processors as guests see them; the reason in words when this host cannot run machines.
