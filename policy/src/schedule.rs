@@ -81,7 +81,7 @@ struct Scheduler<'s, 'a> {
     used: Vec<u64>,
     /// By host: places for moves, and whose end made them free.
     slots: Vec<Vec<Option<usize>>>,
-    /// By host: jobs that have left it, where arrivals depend on that.
+    /// By host: jobs that have left it. Of all hosts: one may turn out to be tight later, when something is to wait there.
     left: Vec<Vec<usize>>,
     tight: Vec<bool>,
     flights: Vec<Flight>,
@@ -199,9 +199,7 @@ impl<'s, 'a> Scheduler<'s, 'a> {
         self.used[from as usize] -= self.world.of(subject).memory;
         self.slots[from as usize].push(Some(job));
         self.slots[to as usize].push(Some(job));
-        if self.tight[from as usize] {
-            self.left[from as usize].push(job);
-        }
+        self.left[from as usize].push(job);
         self.watches.end(job, &self.jobs[job], &self.timed[at].after);
         let timed = &mut self.timed[at];
         (timed.ends_ms, timed.bytes, timed.downtime_ms) = (self.now, flow.bytes, flow.downtime_ms);

@@ -268,20 +268,22 @@ impl<'s, 'a> Search<'s, 'a> {
                 place.map(|(_, host)| self.go(*part, host)).is_some()
             })
         };
-        if !all_go || self.broken_affinities(subject, &along) > broken {
+        // Each for itself: one that is mended makes up for none that is broken by more.
+        let now = self.broken_affinities(subject, &along);
+        if !all_go || now.iter().any(|(id, now)| broken.get(id).is_none_or(|before| now > before)) {
             self.undo(mark);
             return false;
         }
         true
     }
 
-    /// How many of the affinities of these are broken, and by how much.
-    fn broken_affinities(&self, subject: SubjectId, along: &[(SubjectId, Domain)]) -> u32 {
+    /// By how much each of the affinities of these is broken.
+    fn broken_affinities(&self, subject: SubjectId, along: &[(SubjectId, Domain)]) -> BTreeMap<u32, u32> {
         let (world, rules) = (self.state.world, self.state.rules);
         let all = along.iter().map(|(part, _)| *part).chain([subject]);
         let of: BTreeSet<u32> = all.flat_map(|part| rules.of_machine(world.of(part).machine).iter().copied()).collect();
         let affinities = of.into_iter().filter(|id| matches!(rules.get(*id).kind, Kind::Affinity(_)));
-        affinities.map(|id| crate::rules::broken_by(&rules.get(id).kind, self.state.counts.get(id))).sum()
+        affinities.map(|id| (id, crate::rules::broken_by(&rules.get(id).kind, self.state.counts.get(id)))).collect()
     }
 }
 

@@ -137,6 +137,26 @@ fn shuffled(site: &Site, seed: u64) -> Site {
     site
 }
 
+#[test]
+fn one_affinity_is_not_mended_by_breaking_another() {
+    // b2 is to leave h0. On h1 it would be with b0, as rule0 wants, and further than now from c1, with which rule1 wants it.
+    let site = random_site(8_920_607_170_000_414_774);
+    let plan = of(&site);
+    assert!(plan.steps.is_empty(), "{plan:#?}");
+    assert!(plan.blocked.iter().any(|one| one.subject.machine.as_str() == "b2"), "{plan:#?}");
+}
+
+#[test]
+fn who_waits_elsewhere_comes_only_when_there_is_room() {
+    // c6 waits on h1, which has room for it only since a slice of c19 has left.
+    let site = random_site(10_533_853_410_119_918_853);
+    let plan = plan(&site, Goal::ALL, Effort(20_000));
+    for order in 0..50 {
+        Judge::new(&site, &plan).run(order).unwrap_or_else(|error| panic!("{error}: {plan:#?}"));
+    }
+    assert!(plan.steps.iter().any(|step| step.motive == Motive::Bounce && !step.after.is_empty()), "{plan:#?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(cases()))]
 
