@@ -124,7 +124,7 @@ impl World {
         let authority = Authority::create(&directory.path().join("pki")).unwrap();
         for (principal, place) in [
             (Principal::Controller(name("controller")), "controller-identity"),
-            (Principal::Operator(name("tester")), "operator-identity"),
+            (Principal::Admin(name("tester")), "operator-identity"),
         ] {
             authority.issue(&principal, &directory.path().join(place)).unwrap();
         }

@@ -18,5 +18,5 @@ mod socket;
 mod tuning;
 
 pub use identity::{ExpectedPeer, Identity, IdentityError};
-pub use principal::{Principal, PrincipalError};
+pub use principal::{Principal, PrincipalError, Role};
 pub use tuning::Tuning;

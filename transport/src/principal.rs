@@ -1,7 +1,8 @@
 //! Who a certificate speaks for.
 //!
 //! Identity is a SPIFFE-style URI in the certificate's subject alternative names, not a DNS name: hosts move between
-//! networks, and an address proves nothing. `spiffe://vmotion/host/h1`, `…/controller/c1`, `…/operator/alice`.
+//! networks, and an address proves nothing. `spiffe://vmotion/host/h1`, `…/controller/c1`, `…/operator/alice`, and for people and
+//! scripts also `…/viewer/wall-screen` and `…/admin/bob`, by what they may do ([`Role`]).
 
 use rustls_pki_types::CertificateDer;
 use std::{fmt, str::FromStr};
@@ -17,8 +18,33 @@ pub enum Principal {
     Host(HostName),
     /// A controller.
     Controller(HostName),
+    /// A person or script that only looks.
+    Viewer(HostName),
     /// A person or script that gives orders.
     Operator(HostName),
+    /// A person or script that also says how things are to be, and reads who did what.
+    Admin(HostName),
+}
+
+/// What somebody may do; each may do what those before may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// See everything but consoles and the audit log.
+    Viewer,
+    /// Run machines and move them, empty hosts, use consoles.
+    Operator,
+    /// Declare the model of the site, set the policy, read the audit log.
+    Admin,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        })
+    }
 }
 
 /// Why a certificate does not name anybody we know.
@@ -31,7 +57,7 @@ pub enum PrincipalError {
     #[error("Certificate has no {TRUST_DOMAIN} URI")]
     NoUri,
     /// A URI of our trust domain with an unknown role.
-    #[error("Certificate URI {0:?} has an unknown role: expected host, controller or operator")]
+    #[error("Certificate URI {0:?} has an unknown role: expected host, controller, viewer, operator or admin")]
     Role(String),
     /// The name in the URI breaks our rules.
     #[error("Certificate URI holds an invalid name")]
@@ -58,7 +84,22 @@ impl Principal {
     #[must_use]
     pub const fn name(&self) -> &HostName {
         match self {
-            Self::Host(name) | Self::Controller(name) | Self::Operator(name) => name,
+            Self::Host(name)
+            | Self::Controller(name)
+            | Self::Viewer(name)
+            | Self::Operator(name)
+            | Self::Admin(name) => name,
+        }
+    }
+
+    /// What it may do; `None` for hosts, which give no orders. Controllers pass on the orders of others, and may do all of it.
+    #[must_use]
+    pub const fn role(&self) -> Option<Role> {
+        match self {
+            Self::Host(_) => None,
+            Self::Viewer(_) => Some(Role::Viewer),
+            Self::Operator(_) => Some(Role::Operator),
+            Self::Admin(_) | Self::Controller(_) => Some(Role::Admin),
         }
     }
 }
@@ -72,7 +113,9 @@ impl FromStr for Principal {
         match role {
             "host" => Ok(Self::Host(name.parse()?)),
             "controller" => Ok(Self::Controller(name.parse()?)),
+            "viewer" => Ok(Self::Viewer(name.parse()?)),
             "operator" => Ok(Self::Operator(name.parse()?)),
+            "admin" => Ok(Self::Admin(name.parse()?)),
             _ => Err(PrincipalError::Role(uri.to_owned())),
         }
     }
@@ -83,7 +126,9 @@ impl fmt::Display for Principal {
         let role = match self {
             Self::Host(_) => "host",
             Self::Controller(_) => "controller",
+            Self::Viewer(_) => "viewer",
             Self::Operator(_) => "operator",
+            Self::Admin(_) => "admin",
         };
         write!(f, "{TRUST_DOMAIN}{role}/{}", self.name())
     }
@@ -95,9 +140,17 @@ mod tests {
 
     #[test]
     fn uri_and_principal_are_inverse() {
-        for uri in ["spiffe://vmotion/host/h1", "spiffe://vmotion/controller/c", "spiffe://vmotion/operator/alice"] {
+        for path in ["host/h1", "controller/c", "viewer/wall", "operator/alice", "admin/bob"] {
+            let uri = format!("{TRUST_DOMAIN}{path}");
             assert_eq!(uri.parse::<Principal>().unwrap().to_string(), uri);
         }
+    }
+
+    #[test]
+    fn each_role_may_what_those_before_it_may_and_hosts_have_none() {
+        let role = |path: &str| format!("{TRUST_DOMAIN}{path}").parse::<Principal>().unwrap().role();
+        assert!(role("viewer/a") < role("operator/a") && role("operator/a") < role("admin/a"));
+        assert_eq!((role("controller/c"), role("host/h1")), (Some(Role::Admin), None));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use axum::{
 use std::{fmt::Display, str::FromStr};
 use vmotion_api::{Caller, Problem};
 use vmotion_model::HostName;
-use vmotion_transport::Principal;
+use vmotion_transport::{Principal, Role};
 
 fn principal(parts: &Parts) -> Option<&Principal> {
     parts.extensions.get::<ConnectInfo<Caller>>()?.0.principal.as_ref()
@@ -19,17 +19,44 @@ fn wrong(found: Option<&Principal>, wanted: &str) -> Problem {
     Problem(forbidden(format!("Only {wanted} may do this; the caller is {found}")))
 }
 
-/// The caller is an operator or a controller, of this name.
+/// Somebody of at least this role, by name.
+fn holder(parts: &Parts, role: Role, wanted: &str) -> Result<String, Problem> {
+    match principal(parts) {
+        Some(caller) if caller.role() >= Some(role) => Ok(caller.name().to_string()),
+        other => Err(wrong(other, wanted)),
+    }
+}
+
+/// The caller may look.
+pub(super) struct Viewer;
+
+impl<S: Sync> FromRequestParts<S> for Viewer {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        holder(parts, Role::Viewer, "viewers, operators and admins").map(|_| Self)
+    }
+}
+
+/// The caller may give orders, under this name.
 pub(super) struct Operator(pub(super) String);
 
 impl<S: Sync> FromRequestParts<S> for Operator {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        match principal(parts) {
-            Some(Principal::Operator(name) | Principal::Controller(name)) => Ok(Self(name.to_string())),
-            other => Err(wrong(other, "operators")),
-        }
+        holder(parts, Role::Operator, "operators and admins").map(Self)
+    }
+}
+
+/// The caller may say how things are to be, and read who did what.
+pub(super) struct Admin;
+
+impl<S: Sync> FromRequestParts<S> for Admin {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        holder(parts, Role::Admin, "admins").map(|_| Self)
     }
 }
 
@@ -56,7 +83,7 @@ impl<S: Sync> FromRequestParts<S> for Anybody {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         match principal(parts) {
             Some(_) => Ok(Self),
-            None => Err(wrong(None, "operators and hosts")),
+            None => Err(wrong(None, "viewers, operators, admins and hosts")),
         }
     }
 }

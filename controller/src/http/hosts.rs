@@ -1,6 +1,6 @@
 //! `/v1/hosts`
 
-use super::access::{CallingHost, Named, Operator};
+use super::access::{CallingHost, Named, Operator, Viewer};
 use crate::{
     app::App,
     drains,
@@ -19,7 +19,7 @@ const MACHINES_MAX: usize = 1024;
 /// All hosts, by name
 #[utoipa::path(get, path = "/v1/hosts", tag = "hosts",
     responses((status = 200, description = "All hosts", body = Vec<Host>), (status = "default", description = "What went wrong", body = ApiError)))]
-pub(super) async fn list(_: Operator, State(app): State<Arc<App>>) -> Result<Json<Vec<Host>>, Problem> {
+pub(super) async fn list(_: Viewer, State(app): State<Arc<App>>) -> Result<Json<Vec<Host>>, Problem> {
     let draining = drains::hosts(&app).await?;
     let mut hosts = app.inventory.hosts();
     hosts.iter_mut().for_each(|host| host.draining = draining.contains(&host.name));

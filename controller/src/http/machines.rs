@@ -1,7 +1,7 @@
 //! `/v1/machines`
 
 use super::{
-    access::{CallingHost, Named, Operator},
+    access::{CallingHost, Named, Operator, Viewer},
     to_the_end,
 };
 use crate::{app::App, machines, moves::Asked, once::Once, shape};
@@ -20,7 +20,7 @@ use vmotion_model::{ApiError, MachineName};
 /// All machines, by name
 #[utoipa::path(get, path = "/v1/machines", tag = "machines",
     responses((status = 200, description = "All machines", body = Vec<MachineView>), (status = "default", description = "What went wrong", body = ApiError)))]
-pub(super) async fn list(_: Operator, State(app): State<Arc<App>>) -> Result<Json<Vec<MachineView>>, Problem> {
+pub(super) async fn list(_: Viewer, State(app): State<Arc<App>>) -> Result<Json<Vec<MachineView>>, Problem> {
     Ok(Json(machines::list(&app).await?))
 }
 
@@ -28,7 +28,7 @@ pub(super) async fn list(_: Operator, State(app): State<Arc<App>>) -> Result<Jso
 #[utoipa::path(get, path = "/v1/machines/{name}", tag = "machines", params(("name" = String, Path, description = "Machine")),
     responses((status = 200, description = "The machine", body = MachineView), (status = "default", description = "What went wrong", body = ApiError)))]
 pub(super) async fn show(
-    _: Operator,
+    _: Viewer,
     State(app): State<Arc<App>>,
     Named(name): Named<MachineName>,
 ) -> Result<Json<MachineView>, Problem> {
@@ -93,7 +93,7 @@ pub(super) async fn snapshot(
 #[utoipa::path(get, path = "/v1/machines/{name}/shape", tag = "machines", params(("name" = String, Path, description = "Machine")),
     responses((status = 200, description = "How it gets on", body = SpanView), (status = "default", description = "What went wrong", body = ApiError)))]
 pub(super) async fn shape(
-    _: Operator,
+    _: Viewer,
     State(app): State<Arc<App>>,
     Named(name): Named<MachineName>,
 ) -> Result<Json<SpanView>, Problem> {

@@ -1,7 +1,7 @@
 //! `/v1/moves`
 
 use super::{
-    access::{Named, Operator},
+    access::{Named, Operator, Viewer},
     to_the_end,
 };
 use crate::{
@@ -26,7 +26,7 @@ use vmotion_model::{Accuracy, ApiError, MoveId, MoveLimit};
 /// All moves, oldest first
 #[utoipa::path(get, path = "/v1/moves", tag = "moves",
     responses((status = 200, description = "All moves", body = Vec<Operation>), (status = "default", description = "What went wrong", body = ApiError)))]
-pub(super) async fn list(_: Operator, State(app): State<Arc<App>>) -> Result<Json<Vec<Operation>>, Problem> {
+pub(super) async fn list(_: Viewer, State(app): State<Arc<App>>) -> Result<Json<Vec<Operation>>, Problem> {
     Ok(Json(moves::list(&app).await?))
 }
 
@@ -34,7 +34,7 @@ pub(super) async fn list(_: Operator, State(app): State<Arc<App>>) -> Result<Jso
 #[utoipa::path(get, path = "/v1/moves/{id}", tag = "moves", params(("id" = String, Path, description = "Move")),
     responses((status = 200, description = "The move", body = Operation), (status = "default", description = "What went wrong", body = ApiError)))]
 pub(super) async fn show(
-    _: Operator,
+    _: Viewer,
     State(app): State<Arc<App>>,
     Named(id): Named<MoveId>,
 ) -> Result<Json<Operation>, Problem> {
@@ -63,7 +63,7 @@ pub(super) async fn start(
 /// How far forecasts were off, in the moves that are remembered
 #[utoipa::path(get, path = "/v1/moves/accuracy", tag = "moves",
     responses((status = 200, description = "Relative errors", body = Accuracy), (status = "default", description = "What went wrong", body = ApiError)))]
-pub(super) async fn accuracy(_: Operator, State(app): State<Arc<App>>) -> Result<Json<Accuracy>, Problem> {
+pub(super) async fn accuracy(_: Viewer, State(app): State<Arc<App>>) -> Result<Json<Accuracy>, Problem> {
     Ok(Json(moves::accuracy(&app).await?))
 }
 
@@ -94,7 +94,7 @@ pub(super) async fn cancel(
 #[utoipa::path(get, path = "/v1/moves/{id}/events", tag = "moves", params(("id" = String, Path, description = "Move")),
     responses((status = 200, description = "Server-sent events", content_type = "text/event-stream", body = Operation), (status = "default", description = "What went wrong", body = ApiError)))]
 pub(super) async fn events(
-    _: Operator,
+    _: Viewer,
     State(app): State<Arc<App>>,
     Named(id): Named<MoveId>,
 ) -> Result<Response, Problem> {

@@ -1,7 +1,7 @@
 //! `/v1/site`, `/v1/policy`, `/v1/plans` and what makes plans.
 
 use super::{
-    access::{Named, Operator},
+    access::{Admin, Named, Operator, Viewer},
     to_the_end,
 };
 use crate::{app::App, declared, drains, plans, questions};
@@ -20,7 +20,7 @@ use vmotion_model::{ApiError, Explanation, HostName, MachineName, PieceName, Sub
 /// What is declared, and what of it is not so yet
 #[utoipa::path(get, path = "/v1/site", tag = "site",
     responses((status = 200, description = "The model", body = SiteView), (status = "default", description = "What went wrong", body = ApiError)))]
-pub(super) async fn site(_: Operator, State(app): State<Arc<App>>) -> Result<Json<SiteView>, Problem> {
+pub(super) async fn site(_: Viewer, State(app): State<Arc<App>>) -> Result<Json<SiteView>, Problem> {
     Ok(Json(declared::view(&app).await?))
 }
 
@@ -28,7 +28,7 @@ pub(super) async fn site(_: Operator, State(app): State<Arc<App>>) -> Result<Jso
 #[utoipa::path(put, path = "/v1/site", tag = "site", request_body = ApplyRequest,
     responses((status = 200, description = "What changed", body = Applied), (status = "default", description = "What went wrong", body = ApiError)))]
 pub(super) async fn apply(
-    _: Operator,
+    _: Admin,
     State(app): State<Arc<App>>,
     Json(request): Json<ApplyRequest>,
 ) -> Result<Json<Applied>, Problem> {
@@ -38,7 +38,7 @@ pub(super) async fn apply(
 /// The policy, and what it is doing
 #[utoipa::path(get, path = "/v1/policy", tag = "policy",
     responses((status = 200, description = "The policy", body = PolicyView), (status = "default", description = "What went wrong", body = ApiError)))]
-pub(super) async fn show(_: Operator, State(app): State<Arc<App>>) -> Result<Json<PolicyView>, Problem> {
+pub(super) async fn show(_: Viewer, State(app): State<Arc<App>>) -> Result<Json<PolicyView>, Problem> {
     Ok(Json(questions::policy(&app).await?))
 }
 
@@ -46,7 +46,7 @@ pub(super) async fn show(_: Operator, State(app): State<Arc<App>>) -> Result<Jso
 #[utoipa::path(patch, path = "/v1/policy", tag = "policy", request_body = PolicyChange,
     responses((status = 200, description = "The policy", body = PolicyView), (status = "default", description = "What went wrong", body = ApiError)))]
 pub(super) async fn set(
-    _: Operator,
+    _: Admin,
     State(app): State<Arc<App>>,
     Json(change): Json<PolicyChange>,
 ) -> Result<Json<PolicyView>, Problem> {
@@ -74,7 +74,7 @@ pub(super) async fn rebalance(
 #[utoipa::path(post, path = "/v1/what-if", tag = "policy", request_body = WhatIf,
     responses((status = 200, description = "What would be", body = Supposed), (status = "default", description = "What went wrong", body = ApiError)))]
 pub(super) async fn what_if(
-    _: Operator,
+    _: Viewer,
     State(app): State<Arc<App>>,
     Json(request): Json<WhatIf>,
 ) -> Result<Json<Supposed>, Problem> {
@@ -100,7 +100,7 @@ pub(super) async fn drain(
 /// Plans, oldest first
 #[utoipa::path(get, path = "/v1/plans", tag = "policy",
     responses((status = 200, description = "All that are remembered", body = Vec<PlanView>), (status = "default", description = "What went wrong", body = ApiError)))]
-pub(super) async fn plans(_: Operator, State(app): State<Arc<App>>) -> Result<Json<Vec<PlanView>>, Problem> {
+pub(super) async fn plans(_: Viewer, State(app): State<Arc<App>>) -> Result<Json<Vec<PlanView>>, Problem> {
     Ok(Json(plans::list(&app).await?))
 }
 
@@ -108,7 +108,7 @@ pub(super) async fn plans(_: Operator, State(app): State<Arc<App>>) -> Result<Js
 #[utoipa::path(get, path = "/v1/plans/{id}", tag = "policy", params(("id" = String, Path, description = "Plan")),
     responses((status = 200, description = "The plan", body = PlanView), (status = "default", description = "What went wrong", body = ApiError)))]
 pub(super) async fn plan(
-    _: Operator,
+    _: Viewer,
     State(app): State<Arc<App>>,
     Named(id): Named<PlanId>,
 ) -> Result<Json<PlanView>, Problem> {
@@ -129,7 +129,7 @@ pub(super) async fn cancel(
 /// What hosts and machines use, as their agents measured it last
 #[utoipa::path(get, path = "/v1/usage", tag = "hosts",
     responses((status = 200, description = "By host", body = Vec<HostUse>), (status = "default", description = "What went wrong", body = ApiError)))]
-pub(super) async fn usage(_: Operator, State(app): State<Arc<App>>) -> Json<Vec<HostUse>> {
+pub(super) async fn usage(_: Viewer, State(app): State<Arc<App>>) -> Json<Vec<HostUse>> {
     Json(app.telemetry.all())
 }
 
@@ -149,7 +149,7 @@ pub(super) struct About {
         ("piece" = Option<String>, Query, description = "Of a machine that spans several hosts")),
     responses((status = 200, description = "In numbers, rule by rule", body = Explanation), (status = "default", description = "What went wrong", body = ApiError)))]
 pub(super) async fn why(
-    _: Operator,
+    _: Viewer,
     State(app): State<Arc<App>>,
     Named(name): Named<MachineName>,
     Query(About { host, piece }): Query<About>,

@@ -1,7 +1,7 @@
 use crate::world::{World, assert_answered, command};
 use std::time::Duration;
-use vmotion_api::CasRequest;
-use vmotion_model::{Epoch, ErrorCode};
+use vmotion_api::{ApplyRequest, CasRequest};
+use vmotion_model::{Epoch, ErrorCode, SiteSpec};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -14,6 +14,26 @@ async fn host_may_not_give_orders() {
     assert_answered(host.hosts().await, ErrorCode::Forbidden, told);
     assert_answered(host.cordon(&world.h2.name(), true).await, ErrorCode::Forbidden, told);
     assert_answered(host.start_move(&command("vm1", "h2"), "k").await, ErrorCode::Forbidden, told);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_role_may_so_much_and_no_more() {
+    let world = World::start().await;
+    let [viewer, operator, admin] = ["viewer/wall", "operator/alice", "admin/bob"].map(|uri| world.client_of(uri));
+    let site = ApplyRequest { site: SiteSpec::default(), prune: false, dry_run: false };
+    for client in [&viewer, &operator, &admin] {
+        client.hosts().await.unwrap();
+        client.policy().await.unwrap();
+    }
+    let told = "Only operators and admins may do this; the caller is spiffe://vmotion/viewer/wall";
+    assert_answered(viewer.cordon(&world.h2.name(), true).await, ErrorCode::Forbidden, told);
+    let view = world.create("vm1", "h1").await;
+    assert_answered(viewer.console_input(&view.name, "x".into()).await, ErrorCode::Forbidden, told);
+    operator.cordon(&world.h2.name(), true).await.unwrap();
+    for client in [&viewer, &operator] {
+        assert_answered(client.apply(&site).await, ErrorCode::Forbidden, "Only admins may do this");
+    }
+    admin.apply(&site).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -161,7 +161,7 @@ async fn where_nobody_names_a_host_one_is_chosen_that_keeps_the_rules() {
         demand: Demand::Pin { hosts: vec![world.h2.name()] },
     };
     let site = SiteSpec { rules: vec![only_h2], ..SiteSpec::default() };
-    world.operator.apply(&ApplyRequest { site, prune: false, dry_run: false }).await.unwrap();
+    world.client_of("admin/bob").apply(&ApplyRequest { site, prune: false, dry_run: false }).await.unwrap();
     let create = async |name: &str| world.operator.create(&create_request(name, None), name).await.unwrap().host;
     assert_eq!(create("web-1").await, world.h2.name(), "of equals the first by name would be taken");
     assert_eq!(create("db-1").await, world.h1.name(), "the rule is not of it");

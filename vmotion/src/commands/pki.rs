@@ -1,6 +1,6 @@
 //! Certificates by hand, for hosts that are not this one.
 
-use crate::arguments::{PkiCommand, Role};
+use crate::arguments::{Holder, PkiCommand};
 use anyhow::Result;
 use vmotion_transport::{Principal, pki::Authority};
 
@@ -13,9 +13,11 @@ pub(super) fn run(command: PkiCommand) -> Result<()> {
         }
         PkiCommand::Issue { role, name, ca, out } => {
             let principal = match role {
-                Role::Host => Principal::Host(name),
-                Role::Controller => Principal::Controller(name),
-                Role::Operator => Principal::Operator(name),
+                Holder::Host => Principal::Host(name),
+                Holder::Controller => Principal::Controller(name),
+                Holder::Viewer => Principal::Viewer(name),
+                Holder::Operator => Principal::Operator(name),
+                Holder::Admin => Principal::Admin(name),
             };
             Authority::open(&ca)?.issue(&principal, &out)?;
             println!("issued {principal} into {}", out.display());

@@ -24,16 +24,16 @@ const STORE: &str = "store";
 pub(crate) fn make_authority(directory: &Path) -> Result<(Authority, PathBuf, PathBuf)> {
     let authority = Authority::open_or_create(directory)?;
     let controller = directory.join("controller");
-    let operator = directory.join("operator");
+    let admin = directory.join("admin");
     let name = |text: &str| text.parse::<HostName>();
     for (path, principal) in
-        [(&controller, Principal::Controller(name("controller")?)), (&operator, Principal::Operator(name("operator")?))]
+        [(&controller, Principal::Controller(name("controller")?)), (&admin, Principal::Admin(name("admin")?))]
     {
         if !path.join("cert.pem").exists() {
             authority.issue(&principal, path)?;
         }
     }
-    Ok((authority, controller, operator))
+    Ok((authority, controller, admin))
 }
 
 /// An identity for a host in `directory`; made when missing.
@@ -49,11 +49,11 @@ pub(super) async fn controller(arguments: ControllerArguments, global: &Global) 
     std::fs::create_dir_all(&data).with_context(|| format!("Cannot create {}", data.display()))?;
     let data = data.canonicalize().with_context(|| format!("Cannot use {}", data.display()))?;
     let authority = data.join("pki");
-    let (identity, operator) = match &global.identity {
+    let (identity, admin) = match &global.identity {
         Some(identity) => (identity.clone(), None),
         None => {
-            let (_, controller, operator) = make_authority(&authority)?;
-            (controller, Some(operator))
+            let (_, controller, admin) = make_authority(&authority)?;
+            (controller, Some(admin))
         }
     };
     let identity = Arc::new(Identity::load(&identity)?);
@@ -67,9 +67,9 @@ pub(super) async fn controller(arguments: ControllerArguments, global: &Global) 
     let ready = move |address: std::net::SocketAddr| {
         let url = advertise.unwrap_or_else(|| format!("https://{address}"));
         println!("controller at {url}");
-        if let Some(operator) = operator {
+        if let Some(admin) = admin {
             let context =
-                LocalContext { controller: url.clone(), identity: operator.clone(), authority: authority.clone() };
+                LocalContext { controller: url.clone(), identity: admin.clone(), authority: authority.clone() };
             match context.save() {
                 Ok(path) => println!("commands of this user use it by default ({})", path.display()),
                 Err(error) => eprintln!("warning: {error:#}"),
