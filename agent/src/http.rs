@@ -1,4 +1,4 @@
-//! The agent's HTTP API: one table of routes. Only controllers and operators are served; what they may ask is in
+//! The agent's HTTP API: one table of routes. Only controllers and admins are served: orders go through a controller, which writes down whose they are; what they may ask is in
 //! `vmotion_api::AgentClient`.
 
 mod openapi;
@@ -58,6 +58,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .into_iter()
         .fold(Router::new(), add)
         .layer(middleware::from_fn(authorise))
+        .layer(middleware::from_fn(vmotion_api::adopt_trace))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(shared)
 }
@@ -65,10 +66,11 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
 /// Hosts have no business with each other's agents: machine processes talk by ticket.
 async fn authorise(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, next: Next) -> Response {
     match &caller.principal {
-        Some(Principal::Controller(_) | Principal::Operator(_)) => next.run(request).await,
+        Some(Principal::Controller(_) | Principal::Admin(_)) => next.run(request).await,
         other => {
             let who = other.as_ref().map_or_else(|| "nobody known".to_owned(), ToString::to_string);
-            let message = format!("The certificate is for {who}; an agent serves controllers and operators");
+            let message =
+                format!("The certificate is for {who}; an agent serves controllers, and admins where there is none");
             Problem(ApiError::new(ErrorCode::Forbidden, message)).into_response()
         }
     }
@@ -76,7 +78,7 @@ async fn authorise(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, n
 
 /// Runs what must not stop half-way when the caller hangs up: a controller that restarts asks again, and finds all of it or nothing.
 async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T, ApiError>> + Send + 'static) -> Answer<T> {
-    match tokio::spawn(work).await {
+    match vmotion_api::spawn_traced(work).await {
         Ok(answer) => Ok(Json(answer?)),
         Err(error) => {
             Err(Problem(ApiError::new(ErrorCode::Internal, format!("The request was not finished: {error}"))))

@@ -167,10 +167,11 @@ impl Supervisor {
         self.check_room(&request.spec, 1).await?;
         let socket = self.bind()?;
         let port = socket.local_addr().map_err(|error| internal(&error))?.port();
-        let IncomingRequest { move_id, spec, record, ticket, give_up_after_ms } = request;
+        let IncomingRequest { move_id, spec, record, ticket, give_up_after_ms, trace } = request;
         let epoch = record.epoch;
         let mut launch = self.launch(Purpose::Receive { move_id, ticket, record }, spec, epoch);
         launch.arrival_timeout_ms = give_up_after_ms;
+        launch.trace = trace;
         self.spawn(&launch, Some(socket.into())).await?;
         let ready = IncomingReady { address: SocketAddr::new(self.address, port) };
         directory.write_ready(&ready).map_err(|error| internal(&error))?;
@@ -254,6 +255,7 @@ impl Supervisor {
             identity: self.identity.clone(),
             controller: self.controller.clone(),
             arrival_timeout_ms: None,
+            trace: None,
             peer_timeout_ms: u64::try_from(self.peer_timeout.as_millis()).unwrap_or(u64::MAX),
             move_ports: (*self.ports.start(), *self.ports.end()),
         }

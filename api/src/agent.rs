@@ -3,6 +3,7 @@
 use crate::{
     client::{ClientError, HttpClient},
     span::{PartAnswer, PartOrder, PartReady, PartRequest, PartState, part_path},
+    trace::TraceId,
 };
 use bytes::Bytes;
 use futures::Stream;
@@ -88,6 +89,9 @@ pub struct IncomingRequest {
     /// Silence of the path that is waited for, in ms; `None` for what this host is set to.
     #[serde(default)]
     pub give_up_after_ms: Option<u64>,
+    /// What logs name the move by.
+    #[serde(default)]
+    pub trace: Option<TraceId>,
 }
 
 /// The target process is prepared.
@@ -120,6 +124,9 @@ pub struct OutgoingRequest {
     /// How far forecasts were off in earlier moves.
     #[serde(default)]
     pub accuracy: Accuracy,
+    /// What logs name the move by.
+    #[serde(default)]
+    pub trace: Option<TraceId>,
 }
 
 /// `GET /v1/machines/{name}/moves/{id}`: how a move away from this host goes or went.

@@ -206,6 +206,10 @@ impl HttpClient {
         fill: &(impl Fn(RequestBuilder) -> RequestBuilder + Send + Sync),
     ) -> Result<Response, Miss> {
         let request = fill(self.http.request(outgoing.method.clone(), url));
+        let request = match crate::trace::current_trace() {
+            Some(trace) => request.header(crate::trace::TRACE_HEADER, trace.header()),
+            None => request,
+        };
         let request = match outgoing.timeout {
             Some(timeout) => request.timeout(timeout),
             None => request,

@@ -4,6 +4,7 @@ use crate::{
     agent::{ConsoleQuery, Heartbeat, SnapshotRequest},
     client::{ClientError, HttpClient},
     span::{ClaimRequest, Claimed, ShapeChange, ShapePlan, ShapeRequest, SpanView, shape_path},
+    trace::TraceId,
 };
 use bytes::Bytes;
 use futures::Stream;
@@ -127,6 +128,9 @@ pub struct Operation {
     /// The same in a sentence with its numbers.
     #[serde(default)]
     pub reason: Option<String>,
+    /// What logs name everything that was done for it by.
+    #[serde(default)]
+    pub trace: Option<TraceId>,
     /// The steps of a change of where the pieces of a machine are; empty for a machine that moves as a whole.
     #[serde(default)]
     pub steps: Vec<StepReport>,

@@ -6,17 +6,20 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod audit;
 mod client;
 mod controller;
 mod policy;
 mod problem;
 mod server;
 mod span;
+mod trace;
 
 pub use agent::{
     AgentClient, ConsoleQuery, Heartbeat, HostReport, IncomingReady, IncomingRequest, MoveReport, OutgoingRequest,
     SnapshotRequest, StartRequest,
 };
+pub use audit::{AUDIT_BEGINS, AuditEntry, AuditEvent, AuditPage, Broken, Chain, Seal};
 pub use client::{ClientError, ConsoleChunk, HttpClient, LEADER_HEADER};
 pub use controller::{CasRequest, ControllerClient, CreateRequest, MachineView, MoveCommand, Operation};
 pub use policy::{
@@ -29,4 +32,5 @@ pub use span::{
     ClaimRequest, Claimed, MemberView, PartAddress, PartAnswer, PartMember, PartOrder, PartReady, PartRequest,
     PartState, ShapeChange, ShapePlan, ShapeRequest, SpanView,
 };
+pub use trace::{TRACE_HEADER, TraceId, TraceIdError, adopt_trace, current_trace, spawn_traced, within};
 pub use vmotion_model::{Judgement, Placement, Verdict};

@@ -113,6 +113,17 @@ pub enum PlanGoal {
     },
 }
 
+impl PlanGoal {
+    /// Its kind in one word.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Rebalance => "rebalance",
+            Self::Drain { .. } => "drain",
+        }
+    }
+}
+
 impl fmt::Display for PlanGoal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

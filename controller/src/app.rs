@@ -1,6 +1,13 @@
 //! What every part of a running controller shares.
 
-use crate::{error::unavailable, inventory::Inventory, store::SharedStore, telemetry::Telemetry};
+use crate::{
+    audit::{Act, AuditLog},
+    error::unavailable,
+    inventory::Inventory,
+    metrics::{Metrics, Timed},
+    store::SharedStore,
+    telemetry::Telemetry,
+};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,7 +16,7 @@ use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
 };
-use vmotion_api::{AgentClient, Operation};
+use vmotion_api::{AgentClient, AuditEvent, Operation};
 use vmotion_model::{ApiError, HostName, MachineName, MoveId, Survey};
 use vmotion_transport::Identity;
 
@@ -18,6 +25,8 @@ pub(crate) struct App {
     pub(crate) store: SharedStore,
     pub(crate) inventory: Inventory,
     pub(crate) telemetry: Telemetry,
+    pub(crate) audit: AuditLog,
+    pub(crate) metrics: Arc<Metrics>,
     identity: Arc<Identity>,
     /// One client for each host, and the URL it was made for.
     agents: Mutex<HashMap<HostName, (String, AgentClient)>>,
@@ -50,10 +59,14 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl App {
     pub(crate) fn new(store: SharedStore, inventory: Inventory, identity: Arc<Identity>) -> Arc<Self> {
+        let metrics = Metrics::new();
+        let store: SharedStore = Arc::new(Timed::new(store, Arc::clone(&metrics)));
         Arc::new(Self {
             store,
             inventory,
             telemetry: Telemetry::default(),
+            audit: AuditLog::default(),
+            metrics,
             identity,
             agents: Mutex::default(),
             live: Mutex::default(),
@@ -81,6 +94,16 @@ impl App {
         let client = AgentClient::new(&url, host, &self.identity).map_err(vmotion_api::ClientError::into_api_error)?;
         agents.insert(host.clone(), (url, client.clone()));
         Ok(client)
+    }
+
+    /// Writes down what this controller did by itself. What it did is in the store already, and is not taken back for the log's sake.
+    pub(crate) async fn acted(&self, what: String) {
+        let caller = self.identity.principal().to_string();
+        let act = Act { caller, address: None, event: AuditEvent::Acted { what } };
+        if let Err(error) = self.audit.write(&*self.store, act.clone()).await {
+            self.metrics.not_audited();
+            tracing::error!(%error, ?act, "the audit log cannot be written");
+        }
     }
 
     /// The lock of a machine.

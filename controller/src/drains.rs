@@ -25,7 +25,7 @@ pub(crate) async fn foresee(app: &App, host: &HostName, request: &DrainRequest) 
     let draining = Duty::Draining(request.by_unix_ms.map(|by| by.saturating_sub(unix_ms())));
     site.hosts.iter_mut().filter(|known| known.name == *host).for_each(|known| known.duty = draining);
     site.policy.downtime_ms_max = request.downtime_ms_max.unwrap_or(site.policy.downtime_ms_max);
-    think(only(site, host), Goal::DRAIN).await
+    think(app, only(site, host), Goal::DRAIN).await
 }
 
 fn check(app: &App, host: &HostName, request: &DrainRequest) -> Result<(), ApiError> {
@@ -82,7 +82,7 @@ async fn foreseen(app: &App, drain: &DrainRecord) -> Result<(Plan, PolicySpec), 
     let mut site = site::now(app).await?;
     site.policy.downtime_ms_max = drain.downtime_ms_max.unwrap_or(site.policy.downtime_ms_max);
     let policy = site.policy.clone();
-    Ok((think(only(site, &drain.host), Goal::DRAIN).await?, policy))
+    Ok((think(app, only(site, &drain.host), Goal::DRAIN).await?, policy))
 }
 
 async fn write_down(app: &App, drain: &DrainRecord, plan: Plan, policy: &PolicySpec) -> Result<PlanView, ApiError> {

@@ -3,7 +3,7 @@
 //! The one invariant: a request reaches the API of one term, or none. What a standby answers says that nothing was done, and where to ask
 //! instead; clients go there by themselves.
 
-use crate::leader::Leader;
+use crate::{leader::Leader, metrics};
 use axum::{
     Json, Router,
     extract::{Request, State},
@@ -84,6 +84,8 @@ async fn pass_on(State(front): State<Arc<Front>>, request: Request) -> Response 
             Ok(response) => response,
             Err(never) => match never {},
         },
+        // Asked by address, not for the one that leads.
+        Part::Standby(_) if request.uri().path() == "/metrics" => metrics::standing_by(),
         Part::Standby(leader) => elsewhere(&front.me, leader.as_ref()),
     }
 }

@@ -10,7 +10,7 @@ use crate::{
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
-use vmotion_api::{PlanGoal, PlanView};
+use vmotion_api::{PlanGoal, PlanView, within};
 use vmotion_model::{ApiError, Plan, PolicyMode, Standing};
 use vmotion_policy::Goal;
 
@@ -70,7 +70,7 @@ async fn advance(app: &Arc<App>) -> Result<(), ApiError> {
     }
     let policy = declared::policy(app).await?;
     for plan in &running {
-        plans::advance(app, plan, &policy).await?;
+        within(plan.value.trace.clone(), plans::advance(app, plan, &policy)).await?;
     }
     Ok(())
 }
@@ -86,7 +86,7 @@ async fn look(app: &Arc<App>) -> Result<(), ApiError> {
         say(app, format!("{} is being carried out", running.value.view.id));
         return Ok(());
     }
-    let plan = think(site::now(app).await?, Goal::ALL).await?;
+    let plan = think(app, site::now(app).await?, Goal::ALL).await?;
     if plan.steps.is_empty() {
         say(app, nothing_to_do(&plan));
         return Ok(());

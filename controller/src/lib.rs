@@ -8,6 +8,7 @@
 
 mod accuracy;
 mod app;
+mod audit;
 mod declared;
 mod drains;
 mod error;
@@ -17,6 +18,7 @@ mod inventory;
 mod keeper;
 mod leader;
 mod machines;
+mod metrics;
 mod migration;
 mod moves;
 mod once;

@@ -52,6 +52,7 @@ impl Asked {
     pub(crate) fn write(self, operation: &mut Operation) {
         let Self { by, motive, reason } = self;
         (operation.asked_by, operation.motive, operation.reason) = (by, motive, reason);
+        operation.trace = vmotion_api::current_trace();
     }
 
     /// By an operator of this name, who need not say why.
@@ -204,6 +205,7 @@ fn record(
         asked_by: None,
         motive: None,
         reason: None,
+        trace: None,
         steps: Vec::new(),
     };
     MoveRecord {

@@ -18,8 +18,8 @@ use crate::{
     store::{Compare, Outcome, Transaction},
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, sync::Arc};
-use vmotion_api::{MoveCommand, PlanGoal, PlanId, PlanState, PlanView, ShapeChange, StepState};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use vmotion_api::{MoveCommand, PlanGoal, PlanId, PlanState, PlanView, ShapeChange, StepState, TraceId, current_trace};
 use vmotion_model::{
     ApiError, ErrorCode, HostName, MoveId, MoveOutcome, MoveRequest, Plan, PlannedStep, PolicySpec, Subject,
 };
@@ -41,6 +41,9 @@ pub(crate) struct PlanRecord {
     /// When all of it is to be over, in ms since the epoch.
     #[serde(default)]
     pub(crate) by_unix_ms: Option<u64>,
+    /// What logs name it and its moves by.
+    #[serde(default)]
+    pub(crate) trace: Option<TraceId>,
 }
 
 fn plan_key(id: &PlanId) -> String {
@@ -50,14 +53,16 @@ fn plan_key(id: &PlanId) -> String {
 }
 
 /// What the policy would do. It may think for seconds, beside everything else.
-pub(crate) async fn think(site: Site, goal: Goal) -> Result<Plan, ApiError> {
+pub(crate) async fn think(app: &App, site: Site, goal: Goal) -> Result<Plan, ApiError> {
+    let begun = Instant::now();
     let thought = tokio::task::spawn_blocking(move || vmotion_policy::plan(&site, goal, Effort::default())).await;
+    app.metrics.thought(begun.elapsed());
     thought.map_err(|error| ApiError::new(ErrorCode::Internal, format!("The policy failed: {error}")))
 }
 
 /// What the policy would move where, and why.
 pub(crate) async fn foresee_rebalance(app: &App) -> Result<Plan, ApiError> {
-    think(site::now(app).await?, Goal::ALL).await
+    think(app, site::now(app).await?, Goal::ALL).await
 }
 
 /// Moves everything where it belongs.
@@ -69,7 +74,7 @@ pub(crate) async fn rebalance(app: &App, asked_by: String) -> Result<PlanView, A
     }
     let site = site::now(app).await?;
     let policy = site.policy.clone();
-    let plan = think(site, Goal::ALL).await?;
+    let plan = think(app, site, Goal::ALL).await?;
     if plan.steps.is_empty() {
         let why = plan.blocked.iter().map(|blocked| format!("{}: {}", blocked.subject, blocked.why));
         let why: Vec<String> = why.collect();
@@ -100,7 +105,8 @@ pub(crate) async fn begin(
         let progress = vec![StepState::Waiting; plan.steps.len()];
         let (goal, asked_by, plan) = (goal.clone(), asked_by.clone(), plan.clone());
         let view = PlanView { id: id.clone(), goal, asked_by, created_unix_ms: unix_ms(), state, plan, progress };
-        let record = PlanRecord { view, downtime_ms_max: policy.downtime_ms_max, by_unix_ms };
+        let trace = Some(current_trace().unwrap_or_else(TraceId::random));
+        let record = PlanRecord { view, downtime_ms_max: policy.downtime_ms_max, by_unix_ms, trace };
         let mut transaction =
             Transaction::default().when(unchanged).then(put(LAST_PLAN, &number)?).then(put(plan_key(&id), &record)?);
         transaction.changes.extend(forgettable(app).await?);
@@ -110,6 +116,10 @@ pub(crate) async fn begin(
         let PlanView { goal, asked_by, plan, .. } = &record.view;
         tracing::info!(%id, %goal, %asked_by, steps = plan.steps.len(), blocked = plan.blocked.len(), "plan begins");
         app.look.notify_one();
+        app.metrics.plan_begun(goal.word(), asked_by);
+        if asked_by == POLICY_NAME {
+            app.acted(format!("{id}: {goal}, {} moves", plan.steps.len())).await;
+        }
         return Ok(record.view);
     }
 }
@@ -301,6 +311,17 @@ async fn step_begins(app: &Arc<App>, plan: &PlanRecord, step: &PlannedStep) -> R
     match begun {
         Ok(operation) => {
             tracing::info!(plan = %plan.view.id, step = step.number, id = %operation.id, "step begins");
+            let Subject { machine, .. } = &step.subject;
+            app.acted(format!(
+                "{}: {} moves {} from {} to {}: {}",
+                operation.id,
+                plan.view.id,
+                piece.map_or_else(|| machine.to_string(), |piece| format!("{machine}/{piece}")),
+                step.from,
+                step.to,
+                step.reason
+            ))
+            .await;
             Ok(Some(StepState::Moving { id: operation.id }))
         }
         // Somebody else is moving it, or has just changed something about it.

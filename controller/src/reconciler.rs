@@ -18,7 +18,7 @@ use crate::{
 use ask::Questioner;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
-use vmotion_api::Operation;
+use vmotion_api::{Operation, within};
 use vmotion_model::{ApiError, ErrorCode, MoveId, MoveOutcome, MoveSummary};
 
 /// The source is asked how it goes this often.
@@ -41,10 +41,10 @@ pub(crate) async fn resume(app: &Arc<App>) -> Result<(), ApiError> {
 
 /// Drives a move that is in the store.
 pub(crate) fn begin(app: &Arc<App>, operation: Operation) {
-    let id = operation.id.clone();
+    let (id, trace) = (operation.id.clone(), operation.trace.clone());
     lock(&app.live).insert(id.clone(), watch::Sender::new(operation));
     let driven = Arc::clone(app);
-    app.spawn(async move {
+    app.spawn(within(trace, async move {
         let mut questioner = Questioner::default();
         let mut silence = shape::Silence::default();
         loop {
@@ -60,7 +60,7 @@ pub(crate) fn begin(app: &Arc<App>, operation: Operation) {
             }
         }
         lock(&driven.live).remove(&id);
-    });
+    }));
 }
 
 /// Changes what readers and events show of a live move.
@@ -161,6 +161,7 @@ async fn finish(
         lock(&app.surveys).insert(machine.clone(), outlook.survey.clone());
     }
     app.look.notify_one();
+    app.metrics.move_ended(&record.operation);
     tracing::info!(%id, outcome = ?record.operation.outcome, "move is over");
     show(app, id, |operation| *operation = record.operation);
     Ok(None)

@@ -317,6 +317,7 @@ fn record(spanning: &Spanning, id: MoveId, steps: Vec<Step>, placement: Option<P
         asked_by: None,
         motive: None,
         reason: None,
+        trace: None,
         steps: steps.into_iter().map(StepReport::new).collect(),
     };
     MoveRecord {

@@ -44,6 +44,8 @@ impl Term {
     pub(crate) async fn resume(&self, front: &Front) -> Result<(), ControllerError> {
         reconciler::resume(&self.app).await.map_err(ControllerError::Records)?;
         keeper::begin(&self.app);
+        let beginning = Arc::clone(&self.app);
+        self.app.spawn(async move { beginning.acted("leads from here on".to_owned()).await });
         front.lead(http::router(Arc::clone(&self.app)));
         Ok(())
     }

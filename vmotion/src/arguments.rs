@@ -1,5 +1,9 @@
 //! The command line, as clap reads it. Every help text is meant to teach.
 
+mod audit;
+
+pub(crate) use audit::AuditArguments;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -197,6 +201,13 @@ pub(crate) enum Command {
         after_help = "Looks, and changes nothing. Exit code 5 when machines could not run here, or not be moved."
     )]
     Doctor(DoctorArguments),
+    /// Show who did what: every order is written down before it is obeyed
+    #[command(
+        after_help = "Each entry is sealed with the hash of the one before. Keep what --verify prints as last on another machine:\n  \
+                      vmotion audit --verify\n  vmotion audit --verify --known 812:5f0c…\n\
+                      Only admins read the log. `asked` without `answered` is an order during which the controller ended."
+    )]
+    Audit(AuditArguments),
     /// Make certificates: a private authority, and identities it issues
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -376,7 +387,7 @@ pub(crate) enum PkiCommand {
     /// Issue an identity: ca.pem, cert.pem and key.pem, to be copied to where it is used
     Issue {
         /// For what
-        role: Role,
+        role: Holder,
         /// For whom
         name: HostName,
         /// The authority's directory
@@ -389,13 +400,17 @@ pub(crate) enum PkiCommand {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum Role {
+pub(crate) enum Holder {
     /// An agent's host
     Host,
     /// A controller
     Controller,
-    /// A person or script that gives orders
+    /// A person or script that only looks: everything but consoles and the audit log
+    Viewer,
+    /// A person or script that gives orders: machines, moves, drains, consoles
     Operator,
+    /// A person or script that also declares the site, sets the policy and reads the audit log
+    Admin,
 }
 
 #[derive(Debug, Args)]

@@ -19,6 +19,7 @@ use arguments::{Arguments, Command};
 use clap::Parser as _;
 use std::{io::IsTerminal as _, process::ExitCode};
 use tracing_subscriber::EnvFilter;
+use vmotion_api::{TraceId, within};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -26,16 +27,18 @@ fn main() -> ExitCode {
     let default = if services { "info" } else { "error" };
     let filter = EnvFilter::try_from_env("VMOTION_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(colour)
-        .with_target(false)
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    if std::env::var_os("VMOTION_LOG_FORMAT").is_some_and(|format| format == "json") {
+        log.json().flatten_event(true).with_current_span(false).init();
+    } else {
+        log.with_ansi(colour).init();
+    }
 
     if !services && !matches!(arguments.command, Command::Demo(_)) {
         end_without_a_reader();
     }
+    // All that one command asks for is one trace; services have one for each request.
+    let trace = (!services).then(TraceId::random);
     let result = match arguments.command {
         // Before any runtime of ours: the machine process makes its own, in its own session.
         Command::Machine { directory } => {
@@ -45,7 +48,7 @@ fn main() -> ExitCode {
             .enable_all()
             .build()
             .map_err(anyhow::Error::from)
-            .and_then(|runtime| runtime.block_on(commands::run(command, &arguments.global))),
+            .and_then(|runtime| runtime.block_on(within(trace, commands::run(command, &arguments.global)))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,8 +1,10 @@
 //! Tables and JSON on standard output.
 
+mod audit;
 mod policy;
 mod shape;
 
+pub(crate) use audit::audit;
 pub(crate) use policy::{applied, explanation, plan_view, plans, policy, proposed, step_progress, supposed};
 pub(crate) use shape::{advice, plan, shape};
 

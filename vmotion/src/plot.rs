@@ -212,6 +212,7 @@ mod tests {
             asked_by: None,
             motive: None,
             reason: None,
+            trace: None,
             steps: Vec::new(),
         }
     }

@@ -6,8 +6,8 @@ use serde_json::Value;
 use std::{collections::BTreeSet, process::Command};
 use vmotion_agent::doctor::Finding;
 use vmotion_api::{
-    Applied, MachineView, MemberView, Operation, PlanGoal, PlanId, PlanState, PlanView, PolicyView, ShapePlan,
-    SiteView, SpanView,
+    Applied, AuditEntry, AuditEvent, MachineView, MemberView, Operation, PlanGoal, PlanId, PlanState, PlanView,
+    PolicyView, ShapePlan, SiteView, SpanView,
 };
 use vmotion_model::{
     Accuracy, Advice, ApiError, Backing, Blocked, ByteSize, ChangeKind, Contradiction, CpuModel, Deviation,
@@ -234,6 +234,7 @@ fn operation() -> Operation {
         asked_by: None,
         motive: None,
         reason: None,
+        trace: None,
         steps: Vec::new(),
     }
 }
@@ -280,6 +281,12 @@ fn plan_view() -> PlanView {
         plan: Plan::default(),
         progress: Vec::new(),
     }
+}
+
+fn audit_entry() -> AuditEntry {
+    let event = AuditEvent::Acted { what: String::new() };
+    let (caller, previous, hash) = (String::new(), String::new(), String::new());
+    AuditEntry { number: 1, unix_ms: 1, caller, address: None, trace: None, event, previous, hash }
 }
 
 fn explanation() -> Explanation {
@@ -399,6 +406,7 @@ fn the_fields_of_every_object_are_those_documented() {
         ("Contradiction", fields(&Contradiction { rules: Vec::new(), machines: Vec::new(), why: String::new() })),
         ("Standing", fields(&Standing::default())),
         ("PlanView", fields(&plan_view())),
+        ("AuditEntry", fields(&audit_entry())),
         ("Explanation", fields(&explanation())),
         ("Supposed", fields(&Supposed::default())),
         ("Finding", fields(&Finding::ok("kvm", "there"))),

@@ -98,7 +98,7 @@ pub(super) async fn live(directory: MachineDirectory, launch: Launch) -> Result<
     life.machine.on_exit(move |reason| on_exit.guest_ended(&reason.to_string()));
     if let Some(arrival) = receiving {
         tokio::select! {
-            () = life.receive(arrival) => life.end.notified().await,
+            () = vmotion_api::within(life.launch.trace.clone(), life.receive(arrival)) => life.end.notified().await,
             // A machine that runs may end before all its memory has followed it.
             () = life.end.notified() => {}
         }

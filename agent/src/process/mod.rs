@@ -72,6 +72,9 @@ pub struct Launch {
     /// The same for the arrival alone, where the operator asked for another.
     #[serde(default)]
     pub arrival_timeout_ms: Option<u64>,
+    /// What logs name the arrival by.
+    #[serde(default)]
+    pub trace: Option<vmotion_api::TraceId>,
     /// UDP ports for arrivals, first and last.
     pub move_ports: (u16, u16),
 }

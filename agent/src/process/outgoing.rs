@@ -11,7 +11,7 @@ use std::{
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use vmotion_api::{MoveReport, OutgoingRequest};
+use vmotion_api::{MoveReport, OutgoingRequest, within};
 use vmotion_machine::STATE_VERSION;
 use vmotion_migrator::{
     BandwidthLimit, KvmSource, Plan,
@@ -47,7 +47,7 @@ impl Outgoing {
                 keeper.move_renewed(epoch);
             }
         });
-        tokio::spawn(async move {
+        tokio::spawn(within(request.trace.clone(), async move {
             let source = SourceMove {
                 machine: Arc::new(KvmSource::new(Arc::clone(&life.machine))),
                 store: Arc::clone(&life.store),
@@ -64,7 +64,7 @@ impl Outgoing {
                 report.clone()
             };
             life.move_ended(&running.id, &report);
-        });
+        }));
         outgoing
     }
 
@@ -95,7 +95,7 @@ fn options(
     renewals: watch::Sender<Epoch>,
     limit: Arc<BandwidthLimit>,
 ) -> SourceOptions {
-    let OutgoingRequest { move_id, record, target, address, ticket, request, accuracy } = request;
+    let OutgoingRequest { move_id, record, target, address, ticket, request, accuracy, trace: _ } = request;
     let mut tuning = life.launch.tuning();
     if let Some(ms) = request.give_up_after_ms {
         tuning.silence_max = Duration::from_millis(ms);

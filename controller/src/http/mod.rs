@@ -1,9 +1,11 @@
 //! The HTTP API: one file for each resource, one table of routes, and who may call what.
 
 mod access;
+mod audit;
 mod console;
 mod hosts;
 mod machines;
+mod metrics;
 mod moves;
 pub(crate) mod openapi;
 mod owners;
@@ -13,6 +15,7 @@ use crate::app::App;
 use axum::{
     Router,
     extract::DefaultBodyLimit,
+    middleware,
     routing::{MethodRouter, get, post},
 };
 use std::sync::Arc;
@@ -54,6 +57,8 @@ fn routes() -> Vec<Route> {
         ("/v1/moves/accuracy", &["get"], get(moves::accuracy)),
         ("/v1/moves/{id}", &["get", "patch", "delete"], get(moves::show).patch(moves::limit).delete(moves::cancel)),
         ("/v1/moves/{id}/events", &["get"], get(moves::events)),
+        ("/metrics", &["get"], get(metrics::read)),
+        ("/v1/audit", &["get"], get(audit::read)),
         ("/v1/openapi.json", &["get"], get(openapi::document)),
     ]
 }
@@ -67,6 +72,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), audit::record))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), crate::metrics::count))
+        .layer(middleware::from_fn(vmotion_api::adopt_trace))
         .with_state(app)
 }
 
@@ -83,7 +91,7 @@ async fn no_such_method(method: axum::http::Method, uri: axum::http::Uri) -> Pro
 async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
 ) -> Result<T, Problem> {
-    match tokio::spawn(work).await {
+    match vmotion_api::spawn_traced(work).await {
         Ok(answer) => answer.map_err(Problem),
         Err(error) => {
             Err(Problem(ApiError::new(ErrorCode::Internal, format!("The request was not finished: {error}"))))

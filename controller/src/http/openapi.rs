@@ -1,6 +1,6 @@
 //! `/v1/openapi.json`: the API described by the handlers themselves.
 
-use super::{access::Anybody, console, hosts, machines, moves, owners, policy};
+use super::{access::Anybody, audit, console, hosts, machines, metrics, moves, owners, policy};
 use axum::response::{IntoResponse as _, Response};
 use utoipa::OpenApi as _;
 
@@ -48,6 +48,8 @@ use utoipa::OpenApi as _;
         moves::accuracy,
         moves::cancel,
         moves::events,
+        audit::read,
+        metrics::read,
         document,
     ),
     components(schemas(vmotion_model::Placement, vmotion_model::Plan))

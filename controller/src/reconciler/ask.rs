@@ -112,6 +112,7 @@ impl Questioner {
             record: owner.clone(),
             ticket: ticket.clone(),
             give_up_after_ms: operation.request.give_up_after_ms,
+            trace: operation.trace.clone(),
         };
         match agent.incoming(&request).await {
             Ok(ready) => Event::TargetReady(ready.address),
@@ -134,6 +135,7 @@ impl Questioner {
             ticket: ticket.clone(),
             request: operation.request.clone(),
             accuracy: accuracy::between(&*app.store, [&operation.source, &operation.target]).await?,
+            trace: operation.trace.clone(),
         };
         match agent.outgoing(&request).await {
             Ok(report) => Ok(tell(app, record, report).unwrap_or(Event::Launched)),

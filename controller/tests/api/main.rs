@@ -4,10 +4,12 @@
 
 mod access;
 mod agent;
+mod audit;
 #[path = "../../../tests/harness/etcd.rs"]
 mod etcd;
 mod faults;
 mod machines;
+mod metrics;
 mod moves;
 mod several;
 mod world;

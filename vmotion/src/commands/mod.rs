@@ -1,5 +1,6 @@
 //! One function a command.
 
+mod audit;
 mod console;
 mod doctor;
 mod machines;
@@ -54,6 +55,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
         }
         Command::Host(command) => hosts(command, global).await,
         Command::Doctor(arguments) => doctor::run(arguments, global).await,
+        Command::Audit(arguments) => audit::run(arguments, global).await,
         Command::Pki(command) => pki::run(command),
         Command::Completions { shell } => {
             let mut script = Vec::new();

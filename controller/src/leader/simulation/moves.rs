@@ -108,6 +108,7 @@ fn record(number: u64) -> MoveRecord {
         asked_by: None,
         motive: None,
         reason: None,
+        trace: None,
         steps: Vec::new(),
     };
     let ticket = MoveTicket::random();
