@@ -26,7 +26,7 @@ const KEPT: u64 = 100_000;
 /// Entries forgotten at once.
 const FORGOTTEN_AT_ONCE: u64 = 100;
 const _: () =
-    assert!(FORGOTTEN_AT_ONCE as usize + 2 <= CHANGES_MAX, "an entry with what is forgotten for it would be refused");
+    assert!(FORGOTTEN_AT_ONCE + 2 <= CHANGES_MAX as u64, "an entry with what is forgotten for it would be refused");
 /// Tries against others who write at the same time: there should be none.
 const TRIES: u32 = 8;
 /// What somebody does all the time is written once in so long.
