@@ -22,11 +22,11 @@ fn seeds() -> std::ops::RangeInclusive<u64> {
 fn days(history_days: usize, seed: u64) -> [Outcome; 3] {
     let fleet = generate(40, 1000, (history_days + 1) * DAY, seed);
     [Policy::None, Policy::NaiveSpread, Policy::Ours].map(|policy| {
-        let outcome = replay(&fleet, &Replay { policy, history_days, spec: PolicySpec::default() });
-        let Outcome { overloaded, lacking, moves, bytes, returns, .. } = &outcome;
+        let outcome = replay(&fleet, &Replay { policy, replayed: fleet.last_day(), spec: PolicySpec::default() });
+        let Outcome { overloaded, lacking_cpu_h, moves, bytes, returns, .. } = &outcome;
         let gib = *bytes as f64 / f64::from(1 << 30);
         println!(
-            "seed {seed}, {history_days} days known, {policy:?}: {overloaded} overloaded, {lacking:.0} lacking, {moves} moves, {gib:.0} GiB, \
+            "seed {seed}, {history_days} days known, {policy:?}: {overloaded} overloaded, {lacking_cpu_h:.1} h lacking, {moves} moves, {gib:.0} GiB, \
              {returns} back"
         );
         outcome

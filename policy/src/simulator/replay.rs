@@ -1,15 +1,18 @@
 //! A day again, under one policy.
 
 use super::{
-    DAY, HOLD_S, INTERVAL_S,
-    generate::{Fleet, host_name, seen, site, site_machine},
+    HOLD_S, INTERVAL_S,
+    fleet::{Fleet, host_name, seen, site, site_machine},
 };
 use crate::{
     Cooldown, Effort, Goal, History,
     site::{Site, UnderWay},
 };
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+};
 use vmotion_model::{MachineName, Motive, PolicySpec};
 
 /// Part of a host's processors by which the busiest and the least busy may differ, for the rule of thumb.
@@ -19,13 +22,19 @@ const NAIVE_MOVES_MAX: usize = 100;
 /// Processors that a move takes at each end while it goes on.
 const MOVE_CPUS: f64 = 1.0;
 
+/// How much our policy may try in each interval: a day is planned 288 times, and small sites are searched until this is spent.
+const fn effort(machines: usize) -> Effort {
+    Effort(20_000 + 180 * machines as u64)
+}
+
 /// Who decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
     /// Nobody.
     None,
     /// From the busiest host to the least busy one, as they are at this moment, while they differ by more than 10 %.
+    #[serde(rename = "naive")]
     NaiveSpread,
     /// [`crate::plan`].
     Ours,
@@ -36,8 +45,8 @@ pub enum Policy {
 pub struct Replay {
     /// Who decides.
     pub policy: Policy,
-    /// Days of measurements that are there at the beginning; the fleet's first days, in which nothing is moved.
-    pub history_days: usize,
+    /// Intervals in which it decides. Those before are history: they were measured, and nothing was moved.
+    pub replayed: Range<usize>,
     /// How to act.
     pub spec: PolicySpec,
 }
@@ -51,10 +60,12 @@ pub struct Outcome {
     pub overloaded: u32,
     /// The same, by interval.
     pub by_interval: Vec<u32>,
-    /// Processors asked for and not there, summed over intervals.
-    pub lacking: f64,
+    /// Processors asked for and not there, times the hours for which they were not.
+    pub lacking_cpu_h: f64,
     /// Moves begun.
     pub moves: u32,
+    /// The same, by interval.
+    pub moves_by_interval: Vec<u32>,
     /// Bytes on the wire.
     pub bytes: u64,
     /// Moves back to a host that was left within the hour before.
@@ -81,10 +92,16 @@ struct Run<'a> {
     outcome: Outcome,
 }
 
-/// The last day of the fleet's time, under one policy.
+/// Some of the fleet's time, under one policy.
 #[must_use]
 pub fn replay(fleet: &Fleet, replay: &Replay) -> Outcome {
-    let begins = replay.history_days * DAY;
+    replay_watched(fleet, replay, |_| ())
+}
+
+/// [`replay`], which takes seconds and more of a processor; `watch` is told after each interval how many are done.
+#[must_use]
+pub fn replay_watched(fleet: &Fleet, replay: &Replay, mut watch: impl FnMut(usize)) -> Outcome {
+    let begins = replay.replayed.start;
     let name = |at: usize| site_machine(at, &fleet.traces[at], 0).name;
     let mut run = Run {
         fleet,
@@ -100,14 +117,16 @@ pub fn replay(fleet: &Fleet, replay: &Replay) -> Outcome {
             policy: replay.policy,
             overloaded: 0,
             by_interval: Vec::new(),
-            lacking: 0.0,
+            lacking_cpu_h: 0.0,
             moves: 0,
+            moves_by_interval: Vec::new(),
             bytes: 0,
             returns: 0,
         },
     };
-    for interval in begins..begins + DAY {
+    for interval in replay.replayed.clone() {
         run.interval(interval);
+        watch(interval + 1 - begins);
     }
     run.outcome
 }
@@ -126,11 +145,13 @@ impl Run<'_> {
                 }
             }
         }
+        let moves = self.outcome.moves;
         match self.replay.policy {
             Policy::None => {}
             Policy::NaiveSpread => self.spread(interval, now_s),
             Policy::Ours => self.plan(interval, now_s),
         }
+        self.outcome.moves_by_interval.push(self.outcome.moves - moves);
     }
 
     fn land(&mut self, now_s: u64) {
@@ -162,7 +183,7 @@ impl Run<'_> {
         let cpus = f64::from(self.fleet.cpus);
         let over = loads.iter().filter(|load| **load > cpus);
         let overloaded = crate::world::index(over.clone().count());
-        self.outcome.lacking += over.map(|load| load - cpus).sum::<f64>();
+        self.outcome.lacking_cpu_h += over.map(|load| load - cpus).sum::<f64>() * INTERVAL_S as f64 / 3600.0;
         self.outcome.overloaded += overloaded;
         self.outcome.by_interval.push(overloaded);
     }
@@ -178,8 +199,7 @@ impl Run<'_> {
 
     /// As the site is now: what lives, where it is or is going to be.
     fn site(&self, interval: usize, now_s: u64) -> Site {
-        let empty = Fleet { traces: Vec::new(), placed: Vec::new(), ..self.fleet.clone_without_traces() };
-        let mut site = site(&empty, interval);
+        let mut site = site(&self.fleet.without_traces(), interval);
         site.policy = self.replay.spec.clone();
         site.moves_last_hour = self.cooldown.last_hour(now_s);
         for (at, (trace, history)) in self.fleet.traces.iter().zip(&self.histories).enumerate() {
@@ -203,7 +223,7 @@ impl Run<'_> {
     fn plan(&mut self, interval: usize, now_s: u64) {
         self.cooldown.forget(now_s);
         let site = self.site(interval, now_s);
-        let plan = crate::plan(&site, Goal { gather: false, ..Goal::ALL }, Effort(200_000));
+        let plan = crate::plan(&site, Goal { gather: false, ..Goal::ALL }, effort(self.fleet.traces.len()));
         for step in &plan.steps {
             // What begins later is planned again then.
             if step.begins_ms >= INTERVAL_S * 1000 || step.motive == Motive::Bounce {
@@ -274,11 +294,5 @@ impl Run<'_> {
         let on = on.map(|(number, trace)| (number, f64::from(trace.cpus[interval])));
         on.filter(|(_, cpus)| *cpus > 0.01 && *cpus < 2.0 * wanted)
             .min_by(|a, b| (a.1 - wanted).abs().total_cmp(&(b.1 - wanted).abs()).then(a.0.cmp(&b.0)))
-    }
-}
-
-impl Fleet {
-    const fn clone_without_traces(&self) -> Self {
-        Self { traces: Vec::new(), placed: Vec::new(), hosts: self.hosts, cpus: self.cpus, memory: self.memory }
     }
 }
