@@ -1,8 +1,10 @@
 //! The command line, as clap reads it. Every help text is meant to teach.
 
 mod audit;
+mod simulate;
 
 pub(crate) use audit::AuditArguments;
+pub(crate) use simulate::SimulateArguments;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{
@@ -193,6 +195,9 @@ pub(crate) enum Command {
         after_help = "Example: vmotion what-if --remove h3 --add 2xh9 --grow 'web-*' 20%\n\nExit code 5 when something would have no place."
     )]
     WhatIf(WhatIfArguments),
+    /// What would have come of it? Generated or recorded days under the policy, the usual rule of thumb, and none; nothing is moved
+    #[command(after_help = simulate::EXAMPLES)]
+    Simulate(SimulateArguments),
     /// List hosts, take one out of service for new machines, or empty it
     #[command(subcommand)]
     Host(HostCommand),

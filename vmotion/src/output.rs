@@ -3,10 +3,12 @@
 mod audit;
 mod policy;
 mod shape;
+mod simulation;
 
 pub(crate) use audit::audit;
 pub(crate) use policy::{applied, explanation, plan_view, plans, policy, proposed, step_progress, supposed};
 pub(crate) use shape::{advice, plan, shape};
+pub(crate) use simulation::{simulation, subject};
 
 use comfy_table::{Table, presets};
 use serde::Serialize;

@@ -1,5 +1,7 @@
 //! The timeline of a move as a drawing: rates, what remained, and where the pause went.
 
+pub(crate) mod simulation;
+
 use anyhow::{Context as _, Result, bail};
 use plotters::{
     coord::Shift,

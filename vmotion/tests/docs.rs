@@ -18,6 +18,7 @@ use vmotion_model::{
     Sharing, SiteChange, SiteSpec, Standing, Step, StepDone, StepReport, Strategy, Subject, Supposed, Survey, Timeline,
     TimelineEvent, TimelineSample, VcpuFigures, VcpuPause, Verdict,
 };
+use vmotion_policy::simulator::{Policy, Replay, Simulation, generate, replay};
 
 const PAGE: &str = include_str!("../../docs/cli.md");
 
@@ -301,6 +302,13 @@ fn explanation() -> Explanation {
     }
 }
 
+fn simulation() -> Simulation {
+    let fleet = generate(2, 2, 2, 1);
+    let outcome =
+        replay(&fleet, &Replay { policy: Policy::None, replayed: fleet.last_day(), spec: PolicySpec::default() });
+    Simulation::new(&fleet, None, 1, PolicySpec::default(), vec![outcome])
+}
+
 #[test]
 fn every_command_is_documented() {
     let all = commands(&help(&[]));
@@ -409,6 +417,8 @@ fn the_fields_of_every_object_are_those_documented() {
         ("AuditEntry", fields(&audit_entry())),
         ("Explanation", fields(&explanation())),
         ("Supposed", fields(&Supposed::default())),
+        ("Simulation", fields(&simulation())),
+        ("Compared", fields(&simulation().outcomes[0])),
         ("Finding", fields(&Finding::ok("kvm", "there"))),
         ("Error", fields(&error)),
     ];

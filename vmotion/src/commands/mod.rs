@@ -8,6 +8,7 @@ mod moves;
 mod pki;
 mod policy;
 mod services;
+mod simulate;
 
 pub(crate) use services::{issue_host, make_authority};
 
@@ -49,6 +50,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
         Command::Why { what } => policy::why(what, None, global).await,
         Command::WhyNot { what, host } => policy::why(what, Some(&host), global).await,
         Command::WhatIf(arguments) => policy::what_if(arguments, global).await,
+        Command::Simulate(arguments) => simulate::run(arguments, global).await,
         Command::Host(HostCommand::Drain { host, by, max_downtime, dry_run, detach }) => {
             let request = DrainRequest { by_unix_ms: by, downtime_ms_max: max_downtime, dry_run };
             policy::drain(&host, &request, detach, global).await
