@@ -2,9 +2,11 @@
 
 mod audit;
 mod simulate;
+mod top;
 
 pub(crate) use audit::AuditArguments;
 pub(crate) use simulate::SimulateArguments;
+pub(crate) use top::{Section, TopArguments};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{
@@ -206,6 +208,8 @@ pub(crate) enum Command {
         after_help = "Looks, and changes nothing. Exit code 5 when machines could not run here, or not be moved."
     )]
     Doctor(DoctorArguments),
+    /// Show what hosts, machines, pieces, moves and plans do, as it changes; ? shows the keys
+    Top(TopArguments),
     /// Show who did what: every order is written down before it is obeyed
     #[command(
         after_help = "Each entry is sealed with the hash of the one before. Keep what --verify prints as last on another machine:\n  \

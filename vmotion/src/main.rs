@@ -14,6 +14,7 @@ mod failure;
 mod output;
 mod plot;
 mod progress;
+mod top;
 
 use arguments::{Arguments, Command};
 use clap::Parser as _;

@@ -33,7 +33,7 @@ fn table(header: &[&str]) -> Table {
 }
 
 /// A value's name as serde writes it.
-fn word(value: &impl Serialize) -> String {
+pub(crate) fn word(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 

@@ -14,7 +14,7 @@ pub(crate) use services::{issue_host, make_authority};
 
 use crate::{
     arguments::{Arguments, Command, Global, HostCommand, PlansCommand},
-    context, demo, output,
+    context, demo, output, top,
 };
 use anyhow::Result;
 use clap::CommandFactory as _;
@@ -57,6 +57,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
         }
         Command::Host(command) => hosts(command, global).await,
         Command::Doctor(arguments) => doctor::run(arguments, global).await,
+        Command::Top(arguments) => top::run(arguments, global).await,
         Command::Audit(arguments) => audit::run(arguments, global).await,
         Command::Pki(command) => pki::run(command),
         Command::Completions { shell } => {
