@@ -220,6 +220,11 @@ pub(crate) enum Command {
     /// Make certificates: a private authority, and identities it issues
     #[command(subcommand)]
     Pki(PkiCommand),
+    /// Write manual pages, one for each command
+    Man {
+        /// Where to, such as /usr/local/share/man/man1
+        directory: PathBuf,
+    },
     /// Print a completion script for a shell
     Completions {
         /// Which shell

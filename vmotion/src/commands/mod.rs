@@ -4,6 +4,7 @@ mod audit;
 mod console;
 mod doctor;
 mod machines;
+mod man;
 mod moves;
 mod pki;
 mod policy;
@@ -60,6 +61,7 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
         Command::Top(arguments) => top::run(arguments, global).await,
         Command::Audit(arguments) => audit::run(arguments, global).await,
         Command::Pki(command) => pki::run(command),
+        Command::Man { directory } => man::write(&directory),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "vmotion", &mut script);

@@ -10,6 +10,8 @@ use vmotion_model::{ByteSize, Host, HostTelemetry, MachineName, MachineTelemetry
 
 /// Ended moves and plans that are shown.
 const ENDED_SHOWN: usize = 20;
+/// Figures of a host that has not said any for so long are not of now, in ms.
+const OLD_MS: u64 = 15_000;
 
 /// Everything, at one time.
 #[derive(Debug, Default, Serialize)]
@@ -117,9 +119,10 @@ impl Data {
         Rows { header, rows }
     }
 
+    /// What each machine uses where, as far as that is of now.
     fn used(&self) -> BTreeMap<&MachineName, Vec<(&HostUse, &MachineTelemetry)>> {
         let mut used: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for host in &self.usage {
+        for host in self.usage.iter().filter(|host| host.age_ms < OLD_MS) {
             for machine in &host.machines {
                 used.entry(&machine.machine).or_default().push((host, &machine.telemetry));
             }
@@ -130,7 +133,11 @@ impl Data {
     #[expect(clippy::cast_precision_loss, reason = "bytes and counts, to be sorted by")]
     fn hosts(&self) -> Vec<Vec<Cell>> {
         let row = |host: &Host| {
-            let told = self.usage.iter().find(|usage| usage.host == host.name).and_then(|usage| usage.telemetry);
+            let told = self
+                .usage
+                .iter()
+                .find(|usage| usage.host == host.name && usage.age_ms < OLD_MS)
+                .and_then(|usage| usage.telemetry);
             let of = |pick: fn(&HostTelemetry) -> f64| told.as_ref().map(pick);
             let waits = told
                 .and_then(|told| told.pressure)
@@ -160,7 +167,10 @@ impl Data {
     fn machines(&self) -> Vec<Vec<Cell>> {
         let used = self.used();
         let row = |machine: &MachineView| {
+            // One that is being moved has a process on both hosts, of which one runs it.
+            let runs_on = |host: &HostUse| !machine.pieces.is_empty() || host.host == machine.host;
             let parts = used.get(&machine.name).map(Vec::as_slice).unwrap_or_default();
+            let parts: Vec<_> = parts.iter().filter(|(host, _)| runs_on(host)).collect();
             let sum = |pick: fn(&MachineTelemetry) -> f64| {
                 (!parts.is_empty()).then(|| parts.iter().map(|(_, told)| pick(told)).sum::<f64>())
             };
