@@ -35,7 +35,7 @@ pub enum AuditEvent {
         #[serde(default)]
         message: Option<String>,
     },
-    /// Somebody asked for what they may not; once a minute for each of them and each path.
+    /// Somebody asked for what they may not; once a minute for each of them and each route.
     Denied {
         /// `GET`, ….
         method: String,

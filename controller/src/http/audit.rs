@@ -8,7 +8,7 @@ use crate::{
 };
 use axum::{
     body::{Body, Bytes, to_bytes},
-    extract::{ConnectInfo, Query, Request, State, rejection::QueryRejection},
+    extract::{ConnectInfo, MatchedPath, Query, Request, State, rejection::QueryRejection},
     http::{Method, StatusCode},
     middleware::Next,
     response::{IntoResponse as _, Response},
@@ -50,10 +50,12 @@ pub(super) async fn read(
 pub(super) async fn record(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let caller = request.extensions().get::<ConnectInfo<Caller>>().map(|ConnectInfo(caller)| caller.clone());
     let (method, path) = (request.method().clone(), shortened(request.uri().path(), PATH_BYTES_MAX));
+    // By route: whoever asks for ever other names is one who asks all the time.
+    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
     let who = Who::of(caller.as_ref());
     if !is_order(&method, &path, caller.as_ref()) {
         let response = next.run(request).await;
-        if response.status() == StatusCode::FORBIDDEN && app.audit.is_news(&who.caller, &path) {
+        if response.status() == StatusCode::FORBIDDEN && app.audit.is_news(&who.caller, &route) {
             write_later(&app, who.act(AuditEvent::Denied { method: method.to_string(), path })).await;
         }
         return response;
