@@ -5,7 +5,9 @@
 
 use crate::{
     app::{App, lock},
-    drains, machines, plans,
+    drains,
+    machines::{self, in_words},
+    plans,
     store::{Entry, Outcome, Revision, SharedStore, Store, StoreError, Transaction, Watch, WatchError},
 };
 use axum::{
@@ -273,17 +275,15 @@ async fn hosts(app: &App, registry: &mut Registry) -> Result<(), ApiError> {
 
 async fn machines_of(app: &App, registry: &mut Registry) -> Result<(), ApiError> {
     let family = figures(registry, "machines", "Machines by what they do", None);
-    let mut counts: BTreeMap<MachineWord, f64> = ALL_STATES.into_iter().map(|state| (name_of(state), 0.0)).collect();
+    let mut counts: BTreeMap<&str, f64> = ALL_STATES.into_iter().map(|state| (in_words(state), 0.0)).collect();
     for machine in machines::list(app).await? {
-        *counts.entry(name_of(machine.state)).or_default() += 1.0;
+        *counts.entry(in_words(machine.state)).or_default() += 1.0;
     }
     for (state, count) in counts {
         family.get_or_create(&vec![("state", state.to_owned())]).set(count);
     }
     Ok(())
 }
-
-type MachineWord = &'static str;
 
 const ALL_STATES: [MachineState; 8] = [
     MachineState::Starting,
@@ -295,19 +295,6 @@ const ALL_STATES: [MachineState; 8] = [
     MachineState::Failed,
     MachineState::Unknown,
 ];
-
-const fn name_of(state: MachineState) -> MachineWord {
-    match state {
-        MachineState::Starting => "starting",
-        MachineState::Running => "running",
-        MachineState::Moving => "moving",
-        MachineState::Incoming => "incoming",
-        MachineState::Paused => "paused",
-        MachineState::Stopped => "stopped",
-        MachineState::Failed => "failed",
-        MachineState::Unknown => "unknown",
-    }
-}
 
 /// What agents measured last. Who has not said it has no sample.
 fn usage(app: &App, registry: &mut Registry) {

@@ -13,7 +13,7 @@ use ratatui::{
     DefaultTerminal,
     crossterm::event::{self, Event, KeyEventKind},
 };
-use screen::{Health, Screen, lay_out, widths};
+use screen::{Health, Screen, columns, lay_out};
 use std::{
     io::IsTerminal as _,
     sync::Arc,
@@ -105,10 +105,10 @@ fn print_once(data: &Data) {
             continue;
         }
         println!("{}", section.title());
-        let widths = widths(header, &rows);
-        println!("{}", lay_out(header.iter().map(|name| (*name).to_owned()).zip(&widths), header, &rows));
+        let laid_out = columns(header, &rows);
+        println!("{}", lay_out(header.iter().copied(), &laid_out));
         for row in &rows {
-            println!("{}", lay_out(row.iter().map(|cell| cell.text.clone()).zip(&widths), header, &rows).trim_end());
+            println!("{}", lay_out(row.iter().map(|cell| cell.text.as_str()), &laid_out));
         }
         println!();
     }

@@ -140,7 +140,7 @@ impl Screen {
 
     /// Draws everything. However small the terminal: what does not fit is not there.
     pub(super) fn draw(&mut self, frame: &mut Frame<'_>, data: &Data, health: &Health) {
-        let [head, tabs, columns, body, foot] = Layout::vertical([
+        let [head, tabs, header, body, foot] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Length(1),
             Constraint::Length(1),
@@ -159,19 +159,15 @@ impl Screen {
         self.page = usize::from(body.height).max(1);
         self.top = self.top.min(count.saturating_sub(self.page));
         let seen = &rows.rows[self.top..(self.top + usize::from(body.height)).min(count)];
-        let widths = widths(rows.header, seen);
-        let names = rows.header.iter().enumerate().map(|(at, name)| {
-            let mark = if self.sort == Some(at) { "*" } else { "" };
-            format!("{mark}{name}")
-        });
-        let line = lay_out(names.zip(&widths), rows.header, &rows.rows);
-        frame.render_widget(Paragraph::new(line).style(Style::new().add_modifier(Modifier::BOLD)), columns);
-        let lines: Vec<Line<'_>> = seen
-            .iter()
-            .map(|row| {
-                Line::raw(lay_out(row.iter().map(|cell| cell.text.clone()).zip(&widths), rows.header, &rows.rows))
-            })
-            .collect();
+        let laid_out = columns(rows.header, seen);
+        let mut names: Vec<String> = rows.header.iter().map(|name| (*name).to_owned()).collect();
+        if let Some(name) = self.sort.and_then(|column| names.get_mut(column)) {
+            name.insert(0, '*');
+        }
+        let line = lay_out(names.iter().map(String::as_str), &laid_out);
+        frame.render_widget(Paragraph::new(line).style(Style::new().add_modifier(Modifier::BOLD)), header);
+        let lines: Vec<Line<'_>> =
+            seen.iter().map(|row| Line::raw(lay_out(row.iter().map(|cell| cell.text.as_str()), &laid_out))).collect();
         frame.render_widget(Paragraph::new(lines), body);
         self.foot(frame, foot, count);
     }
@@ -225,32 +221,38 @@ fn compare(a: &Cell, b: &Cell) -> std::cmp::Ordering {
     }
 }
 
-/// Of each column, in letters.
-pub(super) fn widths(header: &[&str], rows: &[Vec<Cell>]) -> Vec<usize> {
-    let of = |at: usize| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.text.chars().count()).max();
-    // One more for the mark of the column that is sorted by.
-    header.iter().enumerate().map(|(at, name)| of(at).unwrap_or(0).max(name.chars().count() + 1)).collect()
+/// How a column is laid out.
+#[derive(Debug)]
+pub(super) struct Column {
+    /// In letters.
+    width: usize,
+    /// Figures to the right, names to the left.
+    right: bool,
 }
 
-/// A row as text: figures to the right, names to the left.
-pub(super) fn lay_out<'a>(
-    cells: impl Iterator<Item = (String, &'a usize)>,
-    header: &[&str],
-    rows: &[Vec<Cell>],
-) -> String {
+/// The columns of these rows.
+pub(super) fn columns(header: &[&str], rows: &[Vec<Cell>]) -> Vec<Column> {
+    let column = |(at, name): (usize, &&str)| {
+        let cells = || rows.iter().filter_map(|row| row.get(at));
+        let widest = cells().map(|cell| cell.text.chars().count()).max().unwrap_or(0);
+        // One more for the mark of the column that is sorted by.
+        let width = widest.max(name.chars().count() + 1);
+        Column { width, right: cells().any(|cell| cell.number.is_some()) }
+    };
+    header.iter().enumerate().map(column).collect()
+}
+
+/// A row as text.
+pub(super) fn lay_out<'t>(texts: impl Iterator<Item = &'t str>, columns: &[Column]) -> String {
+    let gap = " ".repeat(GAP);
     let mut line = String::new();
-    for (at, (text, width)) in cells.enumerate() {
-        let right = rows.iter().any(|row| row.get(at).is_some_and(|cell| cell.number.is_some()));
-        let last = at + 1 == header.len();
-        line += &match (right, last) {
-            (true, _) => format!("{text:>width$}"),
-            (false, true) => text,
-            (false, false) => format!("{text:<width$}"),
-        };
-        if !last {
-            line += &" ".repeat(GAP);
+    for (at, (text, Column { width, right })) in texts.zip(columns).enumerate() {
+        if at > 0 {
+            line += &gap;
         }
+        line += &if *right { format!("{text:>width$}") } else { format!("{text:<width$}") };
     }
+    line.truncate(line.trim_end().len());
     line
 }
 
