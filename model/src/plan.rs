@@ -41,6 +41,8 @@ pub enum Motive {
     MakeRoom,
     /// It waits here for a place that is taken in a circle.
     Bounce,
+    /// It was there before, and an operator wants it back.
+    Undo,
 }
 
 /// A place that was looked at and not taken.

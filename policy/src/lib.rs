@@ -2,7 +2,7 @@
 //!
 //! Pure functions from what is to an explained answer: no I/O, no clock, no randomness. [`place`] finds a host for one machine, [`look`]
 //! judges the pieces of one that spans several, [`plan`] says what should be where in a whole [`site`], in which order and why, [`why`] and
-//! [`why_not`] answer for one machine, [`suppose`] makes the site that would be if, [`contradictions`] names rules that cannot all be kept, and [`simulator`] tries all of it on recorded
+//! [`why_not`] answer for one machine, [`undo`] brings things back to where they were, [`suppose`] makes the site that would be if, [`contradictions`] names rules that cannot all be kept, and [`simulator`] tries all of it on recorded
 //! or generated days. The one invariant: a host is chosen only if nothing forbids it, and the same hosts in any order give the same answer.
 
 #![forbid(unsafe_code)]
@@ -24,6 +24,7 @@ mod search;
 pub mod simulator;
 pub mod site;
 mod state;
+mod undo;
 mod what_if;
 mod world;
 
@@ -43,6 +44,7 @@ pub use filter::VCPUS_PER_THREAD_MAX;
 pub use pieces::{Insight, Picture, Waits, look};
 pub use plan::{plan, standing};
 pub use search::{Effort, Goal};
+pub use undo::{Return, undo};
 pub use what_if::{Changed, WhatIfError, suppose};
 
 /// Which hosts are wanted.

@@ -23,29 +23,39 @@ const LOOKED_AT: usize = 24;
 #[must_use]
 pub fn plan(site: &Site, goal: Goal, effort: Effort) -> Plan {
     let world = World::new(site);
-    let mut rules = Rules::new(&world);
-    let sets = contradict::find(&world, &rules);
-    for set in &sets {
-        let machines = contradict::in_question(&rules, set);
-        rules.in_question.extend(machines.into_iter().map(|machine| (machine, set[0])));
-    }
-    let rules = rules;
+    let (rules, sets) = rules_of(&world);
     let state = State::new(&world, &rules);
-    let before = state.standing();
     let begun_with = state.host_of.clone();
     let mut search = Search::new(state, goal, effort);
     search.run();
     let jobs = jobs(&mut search, &begun_with);
     let scheduled = schedule(&world, &rules, &begun_with, jobs, Pace::Adaptive);
-    let mut blocked = search.blocked;
-    let mut told = Teller { state: State::new(&world, &rules), numbers: numbers(&scheduled), scheduled: &scheduled };
+    let plan = told(&world, &rules, &scheduled, search.blocked);
+    let contradictions = sets.iter().map(|set| contradict::tell(&world, &rules, set)).collect();
+    Plan { contradictions, cut_short: search.cut_short, ..plan }
+}
+
+/// The rules, with what those that contradict each other put in question; and these, in sets.
+pub(crate) fn rules_of<'a>(world: &World<'a>) -> (Rules<'a>, Vec<Vec<u32>>) {
+    let mut rules = Rules::new(world);
+    let sets = contradict::find(world, &rules);
+    for set in &sets {
+        let machines = contradict::in_question(&rules, set);
+        rules.in_question.extend(machines.into_iter().map(|machine| (machine, set[0])));
+    }
+    (rules, sets)
+}
+
+/// What was scheduled, each step with its reason and numbers; how well everything is before and after it.
+pub(crate) fn told(world: &World<'_>, rules: &Rules<'_>, scheduled: &Schedule, mut blocked: Vec<Blocked>) -> Plan {
+    let mut told = Teller { state: State::new(world, rules), numbers: numbers(scheduled), scheduled };
+    let before = told.state.standing();
     let steps: Vec<PlannedStep> = scheduled.timed.iter().map(|timed| told.step(timed)).collect();
     blocked.extend(scheduled.stuck.iter().map(|job| told.stuck(&scheduled.jobs[*job])));
     blocked.extend(told.late());
     let ends_ms = steps.iter().map(|step| step.begins_ms + step.takes_ms).max().unwrap_or(0);
     let after = told.state.standing();
-    let contradictions = sets.iter().map(|set| contradict::tell(&world, &rules, set)).collect();
-    Plan { steps, blocked, contradictions, before, after, ends_ms, cut_short: search.cut_short }
+    Plan { steps, blocked, contradictions: Vec::new(), before, after, ends_ms, cut_short: false }
 }
 
 /// How well everything is, moves under way counted as done.
@@ -180,6 +190,10 @@ impl Teller<'_, '_> {
                 format!("it shares {waits:.0} waits a second with what is on {to}")
             }
             Motive::MakeRoom => format!("its place on {from} is needed by another step"),
+            Motive::Undo => {
+                let busy = 100.0 * self.state.busy_with(job.subject, job.to);
+                format!("it was on {to} before it came to {from}; {to} would be {busy:.0} % busy at most")
+            }
             Motive::Bounce => {
                 format!("its place on {from} and the one it is to have wait for each other: it waits on {to}")
             }
@@ -199,6 +213,10 @@ impl Teller<'_, '_> {
     /// The best other places.
     fn rejected(&mut self, job: &Job, net: f64) -> Vec<Rejected> {
         let world = self.state.world;
+        if job.motive == Motive::Undo {
+            // There is one place where it was.
+            return Vec::new();
+        }
         let mut looked_at: Vec<(bool, f64, HostId, String)> = Vec::new();
         let hosts = self.state.candidates(job.subject);
         for host in hosts.into_iter().filter(|host| ![job.from, job.to].contains(host)).take(LOOKED_AT) {
@@ -227,6 +245,12 @@ impl Teller<'_, '_> {
         let (to, free) = (&world.host(job.to).name, ByteSize(self.state.free(job.to)));
         let needs = ByteSize(world.of(job.subject).memory);
         let why = match self.state.may(job.subject, job.to) {
+            Err(crate::state::Refusal::Rule(rule)) if job.motive == Motive::Undo => {
+                format!(
+                    "rule {} forbids it to be on {to} beside what is there now",
+                    self.state.rules.get(rule).rule.name
+                )
+            }
             Err(crate::state::Refusal::Rule(rule)) => format!(
                 "its place on {to} is free only when others have left, rule {} forbids it before, and there is no host where it could wait",
                 self.state.rules.get(rule).rule.name

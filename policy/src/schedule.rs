@@ -350,7 +350,7 @@ impl<'s, 'a> Scheduler<'s, 'a> {
 fn urgency(job: &Job) -> (u8, u64, f64) {
     let class = match job.motive {
         Motive::Evacuate | Motive::MakeRoom | Motive::Bounce => 0,
-        Motive::Repair => 1,
+        Motive::Repair | Motive::Undo => 1,
         Motive::Balance | Motive::Gather => 2,
     };
     (class, job.deadline_ms.unwrap_or(u64::MAX), -job.takes_ms)
