@@ -9,10 +9,10 @@ use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
-use vmotion_api::{ApplyRequest, DrainRequest, Operation, PlanGoal, PlanState, PolicyChange};
+use vmotion_api::{ApplyRequest, DrainRequest, Operation, PlanGoal, PlanId, PlanState, PolicyChange, StepState};
 use vmotion_model::{
-    ByteSize, Demand, Domain, HostName, MachineDeclaration, MachineName, Motive, PieceName, PolicyMode, Rule, SiteSpec,
-    Subject, WhatIf,
+    ByteSize, Demand, Domain, HostName, MachineDeclaration, MachineName, Motive, PieceName, PlannedStep, PolicyMode,
+    Rule, SiteSpec, Subject, WhatIf,
 };
 use vmotion_probe_guest::{CommandLine, Program};
 
@@ -221,12 +221,55 @@ fn a_drain_with_a_deadline_meets_it_and_its_downtime_limit() {
         assert!(refused.to_string().contains("cordoned"), "{refused}");
         world.client.cordon(&h3, false).await.unwrap();
         assert!(world.client.hosts().await.unwrap().iter().all(|host| !host.draining));
+        drain_is_undone(&world, &plan.id, &h3).await;
         let moved = world.client.start_move(&request, &key()).await.unwrap();
         world.wait_for_outcome(&moved, PATIENCE).await;
         assert_eq!(hosts_of(&world).await[&machine], h3);
         all_is_well(&world).await;
         world.stop().await;
     });
+}
+
+/// What a drain has moved goes back, but for what a person has moved since; and then there is nothing more to undo.
+async fn drain_is_undone(world: &World, id: &PlanId, h3: &HostName) {
+    let drained = world.client.plan(id).await.unwrap();
+    let done = |(step, state): (&PlannedStep, &StepState)| match state {
+        StepState::Done { .. } => Some((step.subject.machine.clone(), step.to.clone())),
+        _ => None,
+    };
+    let mut left: Vec<(MachineName, HostName)> =
+        drained.plan.steps.iter().zip(&drained.progress).filter_map(done).collect();
+    assert!(left.len() > 1, "{drained:?}");
+    let (taken, was_brought_to) = left.pop().unwrap();
+    let elsewhere: HostName =
+        HOSTS.iter().map(|host| name(host)).find(|host| host != h3 && *host != was_brought_to).unwrap();
+    let command = vmotion_api::MoveCommand {
+        machine: taken.clone(),
+        to: elsewhere.to_string(),
+        request: vmotion_model::MoveRequest::default(),
+        dry_run: false,
+    };
+    let moved = world.client.start_move(&command, &key()).await.unwrap();
+    world.wait_for_outcome(&moved, PATIENCE).await;
+
+    let foreseen = world.client.undo_plan_dry_run(id, None).await.unwrap();
+    assert_eq!((foreseen.steps.len(), foreseen.blocked.len()), (left.len(), 1), "{foreseen:?}");
+    assert!(foreseen.blocked[0].why.contains("somebody has moved it since"), "{foreseen:?}");
+    let undo = world.client.undo_plan(id, None).await.unwrap();
+    assert_eq!(undo.goal, PlanGoal::Undo { undoes: id.clone(), step: None });
+    until("its end", async || {
+        let plan = world.client.plan(&undo.id).await.unwrap();
+        (plan.state == PlanState::Done).then_some(())
+    })
+    .await;
+    let now = hosts_of(world).await;
+    assert!(left.iter().all(|(machine, _)| now[machine] == *h3), "{now:?}");
+    assert_eq!(now[&taken], elsewhere);
+    let again = world.client.undo_plan(id, None).await.unwrap_err();
+    assert!(again.to_string().contains(taken.as_str()), "{again}");
+    // The policy has heard who wanted it.
+    let alone = world.client.policy().await.unwrap().left_alone;
+    assert!(left.iter().all(|(machine, _)| alone.iter().any(|one| one.machine == *machine)), "{alone:?}");
 }
 
 #[test]

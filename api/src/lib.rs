@@ -24,7 +24,7 @@ pub use client::{ClientError, ConsoleChunk, HttpClient, LEADER_HEADER};
 pub use controller::{CasRequest, ControllerClient, CreateRequest, MachineView, MoveCommand, Operation};
 pub use policy::{
     Applied, ApplyRequest, DrainRequest, HostUse, LeftAlone, MachineUse, Missing, PlanGoal, PlanId, PlanState,
-    PlanView, PolicyChange, PolicyView, RebalanceRequest, SiteView, StepState,
+    PlanView, PolicyChange, PolicyView, RebalanceRequest, SiteView, StepState, UndoRequest,
 };
 pub use problem::{Json, Problem};
 pub use server::{Caller, TlsListener, serve};

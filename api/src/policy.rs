@@ -111,6 +111,14 @@ pub enum PlanGoal {
         /// Which.
         host: HostName,
     },
+    /// What this plan has moved, or one of its steps, is where it was before.
+    Undo {
+        /// Which. Named so because the view of a plan, into which this is flattened, has a `plan`.
+        undoes: PlanId,
+        /// Only this step; `None` for all of them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step: Option<u32>,
+    },
 }
 
 impl PlanGoal {
@@ -120,6 +128,7 @@ impl PlanGoal {
         match self {
             Self::Rebalance => "rebalance",
             Self::Drain { .. } => "drain",
+            Self::Undo { .. } => "undo",
         }
     }
 }
@@ -129,6 +138,8 @@ impl fmt::Display for PlanGoal {
         match self {
             Self::Rebalance => f.write_str("rebalance"),
             Self::Drain { host } => write!(f, "drain {host}"),
+            Self::Undo { undoes, step: None } => write!(f, "undo {undoes}"),
+            Self::Undo { undoes, step: Some(step) } => write!(f, "undo step {step} of {undoes}"),
         }
     }
 }
@@ -219,6 +230,19 @@ pub struct DrainRequest {
     #[serde(default)]
     pub downtime_ms_max: Option<u32>,
     /// Only say what would be done, and whether it would be done in time: answered with a [`Plan`].
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// `POST /v1/plans/{id}/undo`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct UndoRequest {
+    /// Only what this step has moved, by its number; `None` for all that the plan has moved.
+    #[serde(default)]
+    pub step: Option<u32>,
+    /// Only say what would be moved back, and what cannot be: answered with a [`Plan`].
     #[serde(default)]
     pub dry_run: bool,
 }
@@ -396,6 +420,24 @@ impl ControllerClient {
         self.http.delete(&format!("/v1/plans/{id}")).await
     }
 
+    /// What undoing a plan, or one step of it, would move back.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn undo_plan_dry_run(&self, id: &PlanId, step: Option<u32>) -> Answer<Plan> {
+        let request = UndoRequest { step, dry_run: true };
+        self.http.call(Method::POST, &format!("/v1/plans/{id}/undo"), &request).await
+    }
+
+    /// Moves what a plan, or one step of it, has moved back to where it was.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn undo_plan(&self, id: &PlanId, step: Option<u32>) -> Answer<PlanView> {
+        let request = UndoRequest { step, dry_run: false };
+        self.http.call(Method::POST, &format!("/v1/plans/{id}/undo"), &request).await
+    }
+
     /// Why a machine, or a piece of one, is where it is; or why it is not on `host`.
     ///
     /// # Errors
@@ -427,6 +469,25 @@ impl ControllerClient {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plan_is_read_as_it_is_written_whatever_it_is_for() {
+        let (host, undoes) = ("h1".parse().unwrap(), PlanId::numbered(3));
+        let step = Some(2);
+        for goal in [PlanGoal::Rebalance, PlanGoal::Drain { host }, PlanGoal::Undo { undoes, step }] {
+            let view = PlanView {
+                id: PlanId::numbered(7),
+                goal,
+                asked_by: "alice".to_owned(),
+                created_unix_ms: 1,
+                state: PlanState::Done,
+                plan: Plan::default(),
+                progress: Vec::new(),
+            };
+            let written = serde_json::to_string(&view).unwrap();
+            assert_eq!(serde_json::from_str::<PlanView>(&written).unwrap(), view, "{written}");
+        }
+    }
 
     #[test]
     fn a_plans_name_is_read_as_it_is_written() {

@@ -35,6 +35,7 @@ mod site;
 pub mod store;
 mod telemetry;
 mod term;
+mod undo;
 
 pub use error::ControllerError;
 pub use migration::{Copied, copy_store};

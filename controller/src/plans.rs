@@ -144,6 +144,17 @@ pub(crate) async fn find(app: &App, id: &PlanId) -> Result<PlanView, ApiError> {
     Ok(stored(app, id).await?.value.view)
 }
 
+/// One plan, with what has become of moves that were under way when it was cancelled.
+pub(crate) async fn find_settled(app: &App, id: &PlanId) -> Result<PlanView, ApiError> {
+    let mut view = find(app, id).await?;
+    for step in &mut view.progress {
+        if let StepState::Moving { id } = step.clone() {
+            *step = outcome_of(app, id).await?;
+        }
+    }
+    Ok(view)
+}
+
 async fn stored(app: &App, id: &PlanId) -> Result<Stored<PlanRecord>, ApiError> {
     let found = load::<PlanRecord>(&*app.store, &plan_key(id)).await?;
     found.ok_or_else(|| not_found(format!("There is no plan {id}")).with_hint("list them: vmotion plans"))
@@ -287,8 +298,10 @@ async fn step_begins(app: &Arc<App>, plan: &PlanRecord, step: &PlannedStep) -> R
     if piece.is_none() && owner.value.owner != step.from {
         return dropped(format!("{machine} is on {} now", owner.value.owner));
     }
+    // What goes back is where a person wants it: the policy leaves it there for a while, as whatever a person has moved.
+    let undoes = matches!(plan.view.goal, PlanGoal::Undo { .. });
     let asked = Asked {
-        by: Some(POLICY_NAME.to_owned()),
+        by: Some(if undoes { plan.view.asked_by.clone() } else { POLICY_NAME.to_owned() }),
         motive: Some(step.motive),
         reason: Some(format!("{}, step {}: {}", plan.view.id, step.number, step.reason)),
     };

@@ -1,10 +1,12 @@
 //! The command line, as clap reads it. Every help text is meant to teach.
 
 mod audit;
+mod plans;
 mod simulate;
 mod top;
 
 pub(crate) use audit::AuditArguments;
+pub(crate) use plans::PlansCommand;
 pub(crate) use simulate::SimulateArguments;
 pub(crate) use top::{Section, TopArguments};
 
@@ -167,7 +169,7 @@ pub(crate) enum Command {
         #[arg(long)]
         detach: bool,
     },
-    /// List plans, show one, or begin no more of its steps
+    /// List plans, show one, begin no more of its steps, or undo what it did
     #[command(args_conflicts_with_subcommands = true)]
     Plans {
         /// Which; all when left out
@@ -297,15 +299,6 @@ pub(crate) enum HostCommand {
     Uncordon {
         /// Which
         host: HostName,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum PlansCommand {
-    /// Begin no more steps of a plan; moves that have begun go on
-    Cancel {
-        /// Which
-        id: PlanId,
     },
 }
 

@@ -52,6 +52,7 @@ fn routes() -> Vec<Route> {
         ("/v1/what-if", &["post"], post(policy::what_if)),
         ("/v1/plans", &["get"], get(policy::plans)),
         ("/v1/plans/{id}", &["get", "delete"], get(policy::plan).delete(policy::cancel)),
+        ("/v1/plans/{id}/undo", &["post"], post(policy::undo)),
         ("/v1/usage", &["get"], get(policy::usage)),
         ("/v1/moves", &["get", "post"], get(moves::list).post(moves::start)),
         ("/v1/moves/accuracy", &["get"], get(moves::accuracy)),

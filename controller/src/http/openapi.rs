@@ -38,6 +38,7 @@ use utoipa::OpenApi as _;
         policy::set,
         policy::rebalance,
         policy::plans,
+        policy::undo,
         policy::plan,
         policy::cancel,
         policy::usage,

@@ -4,7 +4,7 @@ use super::{
     access::{Admin, Named, Operator, Viewer},
     to_the_end,
 };
-use crate::{app::App, declared, drains, plans, questions};
+use crate::{app::App, declared, drains, plans, questions, undo as undoing};
 use axum::{
     extract::{Query, State},
     response::{IntoResponse as _, Response},
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use std::sync::Arc;
 use vmotion_api::{
     Applied, ApplyRequest, DrainRequest, HostUse, Json, PlanId, PlanView, PolicyChange, PolicyView, Problem,
-    RebalanceRequest, SiteView,
+    RebalanceRequest, SiteView, UndoRequest,
 };
 use vmotion_model::{ApiError, Explanation, HostName, MachineName, PieceName, Subject, Supposed, WhatIf};
 
@@ -124,6 +124,22 @@ pub(super) async fn cancel(
     Named(id): Named<PlanId>,
 ) -> Result<Json<PlanView>, Problem> {
     Ok(Json(plans::cancel(&app, &id).await?))
+}
+
+/// Moves what a plan has moved back to where it was; with `dry_run`, answers only what would be moved back and what cannot be (a `Plan`)
+#[utoipa::path(post, path = "/v1/plans/{id}/undo", tag = "policy", request_body = UndoRequest, params(("id" = String, Path, description = "Plan")),
+    responses((status = 200, description = "The plan, begun", body = PlanView), (status = "default", description = "What went wrong", body = ApiError)))]
+pub(super) async fn undo(
+    Operator(caller): Operator,
+    State(app): State<Arc<App>>,
+    Named(id): Named<PlanId>,
+    Json(request): Json<UndoRequest>,
+) -> Result<Response, Problem> {
+    if request.dry_run {
+        return Ok(Json(undoing::foresee(&app, &id, &request).await?).into_response());
+    }
+    let view = to_the_end(async move { undoing::begin(&app, &id, &request, caller).await }).await?;
+    Ok(Json(view).into_response())
 }
 
 /// What hosts and machines use, as their agents measured it last

@@ -47,6 +47,9 @@ pub(crate) async fn run(command: Command, global: &Global) -> Result<()> {
         Command::Rebalance { dry_run, detach } => policy::rebalance(dry_run, detach, global).await,
         Command::Plans { id, command: None } => policy::plans(id, global).await,
         Command::Plans { command: Some(PlansCommand::Cancel { id }), .. } => policy::cancel(&id, global).await,
+        Command::Plans { command: Some(PlansCommand::Undo { id, step, dry_run, detach }), .. } => {
+            policy::undo(&id, step, dry_run, detach, global).await
+        }
         Command::Policy(command) => policy::policy(command, global).await,
         Command::Why { what } => policy::why(what, None, global).await,
         Command::WhyNot { what, host } => policy::why(what, Some(&host), global).await,

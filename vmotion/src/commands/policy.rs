@@ -201,6 +201,20 @@ pub(super) async fn cancel(id: &PlanId, global: &Global) -> Result<()> {
     Ok(())
 }
 
+pub(super) async fn undo(id: &PlanId, step: Option<u32>, dry_run: bool, detach: bool, global: &Global) -> Result<()> {
+    let client = context::client(global)?;
+    if !dry_run {
+        return to_its_end(&client, client.undo_plan(id, step).await?, detach, global).await;
+    }
+    let plan = client.undo_plan_dry_run(id, step).await?;
+    if global.json {
+        output::json(&plan)?;
+    } else {
+        output::proposed(&plan);
+    }
+    if plan.blocked.is_empty() { Ok(()) } else { exit(EXIT_BLOCKED) }
+}
+
 pub(super) async fn policy(command: PolicyCommand, global: &Global) -> Result<()> {
     let client = context::client(global)?;
     let view = match command {
