@@ -54,8 +54,13 @@ fn plan_key(id: &PlanId) -> String {
 
 /// What the policy would do. It may think for seconds, beside everything else.
 pub(crate) async fn think(app: &App, site: Site, goal: Goal) -> Result<Plan, ApiError> {
+    considered(app, move || vmotion_policy::plan(&site, goal, Effort::default())).await
+}
+
+/// Lets the policy make a plan beside everything else, and counts how long it takes.
+pub(crate) async fn considered(app: &App, make: impl FnOnce() -> Plan + Send + 'static) -> Result<Plan, ApiError> {
     let begun = Instant::now();
-    let thought = tokio::task::spawn_blocking(move || vmotion_policy::plan(&site, goal, Effort::default())).await;
+    let thought = tokio::task::spawn_blocking(make).await;
     app.metrics.thought(begun.elapsed());
     thought.map_err(|error| ApiError::new(ErrorCode::Internal, format!("The policy failed: {error}")))
 }

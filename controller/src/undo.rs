@@ -7,7 +7,7 @@ use crate::{
     plans, site,
 };
 use vmotion_api::{PlanGoal, PlanId, PlanState, PlanView, StepState, UndoRequest};
-use vmotion_model::{ApiError, ErrorCode, Plan, PolicySpec};
+use vmotion_model::{ApiError, Plan, PolicySpec};
 use vmotion_policy::Return;
 
 /// What would be moved back, and what cannot be.
@@ -46,9 +46,7 @@ async fn foreseen(app: &App, id: &PlanId, request: &UndoRequest) -> Result<(Plan
     let wanted = wanted(&plans::find_settled(app, id).await?, request.step)?;
     let site = site::now(app).await?;
     let policy = site.policy.clone();
-    let thought = tokio::task::spawn_blocking(move || vmotion_policy::undo(&site, &wanted)).await;
-    let plan = thought.map_err(|error| ApiError::new(ErrorCode::Internal, format!("The policy failed: {error}")))?;
-    Ok((plan, policy))
+    Ok((plans::considered(app, move || vmotion_policy::undo(&site, &wanted)).await?, policy))
 }
 
 /// Pure: from what a plan has done to what is to be where.

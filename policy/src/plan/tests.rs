@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    fixtures::{Dice, Judge, host, machine, random_site, rule},
+    fixtures::{Dice, Judge, cases, host, machine, random_site, rule},
     site::Stay,
 };
 use proptest::prelude::*;
@@ -190,9 +190,4 @@ proptest! {
         let spent: f64 = plan.steps.iter().map(|step| step.cost).sum();
         prop_assert!(bounced || plan.before.loss - plan.after.loss >= spent - 1e-6, "{plan:#?}");
     }
-}
-
-/// `VMOTION_PLANS` sets how many sites are tried.
-fn cases() -> u32 {
-    std::env::var("VMOTION_PLANS").ok().and_then(|text| text.parse().ok()).unwrap_or(150)
 }

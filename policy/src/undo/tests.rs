@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     Effort, Goal,
-    fixtures::{Judge, host, machine, random_site, rule},
+    fixtures::{Judge, cases, host, machine, random_site, rule},
     plan,
 };
 use proptest::prelude::*;
@@ -117,11 +117,6 @@ fn carried_out(site: &Site, plan: &Plan) -> (Site, Vec<Return>) {
         returns.entry(step.subject.clone()).or_insert(first).from = step.to.clone();
     }
     (after, returns.into_values().collect())
-}
-
-/// `VMOTION_PLANS` sets how many sites are tried.
-fn cases() -> u32 {
-    std::env::var("VMOTION_PLANS").ok().and_then(|text| text.parse().ok()).unwrap_or(150)
 }
 
 proptest! {
